@@ -1,0 +1,260 @@
+//! Many queues as one, merged by timestamp, in place.
+//!
+//! # How it works
+//!
+//! Each source has at most one *head*: the record that it would deliver next, looked at but not moved past. The heads' keys
+//! stand in the leaves of a winner tree, one flat array in which each inner node repeats the lesser of its two children: the root is the
+//! next message, and a change of any leaf (a source that was idle, not only the last winner, as in a loser tree) costs one
+//! comparison per level.
+//!
+//! The key is `(merge timestamp, source)`. The merge timestamp is the highest timestamp that the source has shown, so that a
+//! source whose clock steps back stays sorted, and ties go to the lower source.
+//!
+//! A source without a head is *idle*. Live mode looks at the idle ones again when no head is left and after every
+//! `max(64, sources)` messages, so an idle source costs less than one load per message; strict mode emits a head only if every
+//! idle source has already shown a later timestamp.
+
+use crate::error::{Error, Result};
+use crate::queue::reader::{Reader, Record};
+use crate::queue::segment::RawRecord;
+use crate::wait::{self, WaitStrategy, WaitTarget, Waited};
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeMode {
+    /// Never waits for an idle source.
+    Live,
+    /// Emits only what no source can still precede.
+    Strict,
+}
+
+/// The order of messages. `source` breaks ties; an absent head sorts last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    timestamp: u64,
+    source: u32,
+    present: u32,
+}
+
+const ABSENT: Key = Key { timestamp: u64::MAX, source: u32::MAX, present: 0 };
+
+struct Source {
+    reader: Reader,
+    head: Option<RawRecord>,
+    /// Highest timestamp shown.
+    watermark: u64,
+    has_shown: bool,
+}
+
+/// Merges any number of readers that it owns.
+pub struct FanIn {
+    mode: MergeMode,
+    sources: Vec<Option<Source>>,
+    /// The winner tree: node `n` has the children `2n` and `2n + 1`, the leaf of source `s` is `leaves + s`, the root is 1.
+    tree: Vec<Key>,
+    /// A power of two.
+    leaves: usize,
+    idle: Vec<u32>,
+    /// The source whose head was delivered and must be replaced before anything else.
+    delivered: Option<u32>,
+    until_idle_check: usize,
+    active: usize,
+}
+
+impl FanIn {
+    pub fn new(mode: MergeMode) -> Self {
+        Self {
+            mode,
+            sources: Vec::new(),
+            tree: vec![ABSENT; 2],
+            leaves: 1,
+            idle: Vec::new(),
+            delivered: None,
+            until_idle_check: 0,
+            active: 0,
+        }
+    }
+
+    /// Adds a source; returns its number. Numbers of removed sources are used again. May allocate.
+    pub fn add(&mut self, reader: Reader) -> usize {
+        let source = Source { reader, head: None, watermark: 0, has_shown: false };
+        let number = match self.sources.iter().position(Option::is_none) {
+            Some(free) => {
+                self.sources[free] = Some(source);
+                free
+            }
+            None => {
+                self.sources.push(Some(source));
+                self.grow();
+                self.sources.len() - 1
+            }
+        };
+        self.active += 1;
+        self.idle.push(number as u32);
+        self.idle.reserve(self.sources.len());
+        self.until_idle_check = 0;
+        number
+    }
+
+    /// Takes a source out and gives it back, placed before its first message that was not delivered.
+    pub fn remove(&mut self, number: usize) -> Option<Reader> {
+        let source = self.sources.get_mut(number)?.take()?;
+        self.active -= 1;
+        self.set_key(number as u32, ABSENT);
+        self.idle.retain(|&i| i as usize != number);
+        if self.delivered == Some(number as u32) {
+            self.delivered = None;
+        }
+        Some(source.reader)
+    }
+
+    /// The next message and its source, or `None` if there is none that may be delivered now.
+    ///
+    /// # Errors
+    /// As [`Reader::next`], with the number of the source that failed; the others go on at the next call.
+    #[inline]
+    #[allow(clippy::should_implement_trait)] // An iterator cannot lend records.
+    pub fn next(&mut self) -> Result<Option<(usize, Record<'_>)>, (usize, Error)> {
+        if let Some(number) = self.delivered.take() {
+            self.refill(number)?;
+        }
+        if self.until_idle_check == 0 || self.winner_key().present == 0 {
+            self.check_idle()?;
+        }
+        let key = self.winner_key();
+        if key.present == 0 || (self.mode == MergeMode::Strict && !self.is_safe(key)) {
+            self.until_idle_check = 0;
+            return Ok(None);
+        }
+        self.until_idle_check -= 1;
+        let number = key.source as usize;
+        let Some(source) = self.sources[number].as_mut() else { return Ok(None) };
+        let Some(head) = source.head.take() else { return Ok(None) };
+        source.reader.advance(&head);
+        self.delivered = Some(key.source);
+        Ok(Some((number, Record::new(head, source.reader.segment()))))
+    }
+
+    /// Commits, on every source, what was delivered and nothing more. Two stores per source.
+    pub fn commit(&self) {
+        for source in self.sources.iter().flatten() {
+            source.reader.commit();
+        }
+    }
+
+    /// Waits until a source that may have something new has it. `Ready` at once if a message can be delivered now.
+    pub fn wait(&mut self, strategy: WaitStrategy, timeout: Option<Duration>) -> Result<Waited> {
+        wait::wait_any(&self.wait_targets(), strategy, timeout)
+    }
+
+    /// What to wait for: in strict mode only the sources that hold the merge up, otherwise all.
+    pub fn wait_targets(&mut self) -> Vec<WaitTarget> {
+        let mode = self.mode;
+        self.sources
+            .iter_mut()
+            .flatten()
+            .filter(|s| mode == MergeMode::Live || s.head.is_none())
+            .map(|s| s.reader.wait_target())
+            .collect()
+    }
+
+    pub fn reader(&self, number: usize) -> Option<&Reader> {
+        self.sources.get(number)?.as_ref().map(|s| &s.reader)
+    }
+
+    pub fn len(&self) -> usize {
+        self.active
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.active == 0
+    }
+
+    #[inline(always)]
+    fn winner_key(&self) -> Key {
+        self.tree[1]
+    }
+
+    /// Looks at a source's next record and puts its key into the tree.
+    #[inline]
+    fn refill(&mut self, number: u32) -> Result<(), (usize, Error)> {
+        let looked = self.look(number);
+        let key = *looked.as_ref().unwrap_or(&ABSENT);
+        self.set_key(number, key);
+        if key.present == 0 {
+            self.idle.push(number);
+        }
+        looked.map(drop).map_err(|error| (number as usize, error))
+    }
+
+    #[inline]
+    fn look(&mut self, number: u32) -> Result<Key> {
+        let Some(source) = self.sources[number as usize].as_mut() else { return Ok(ABSENT) };
+        source.head = source.reader.peek()?;
+        Ok(match &source.head {
+            Some(head) => {
+                source.watermark = source.watermark.max(head.timestamp_ns);
+                source.has_shown = true;
+                Key { timestamp: source.watermark, source: number, present: 1 }
+            }
+            None => ABSENT,
+        })
+    }
+
+    /// Looks at every idle source once.
+    #[cold]
+    fn check_idle(&mut self) -> Result<(), (usize, Error)> {
+        self.until_idle_check = self.active.max(64);
+        let mut i = 0;
+        while i < self.idle.len() {
+            let number = self.idle[i];
+            match self.look(number) {
+                Ok(key) if key.present != 0 => {
+                    self.idle.swap_remove(i);
+                    self.set_key(number, key);
+                }
+                Ok(_) => i += 1,
+                Err(error) => {
+                    self.until_idle_check = 0;
+                    return Err((number as usize, error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no idle source can still show something that sorts before `key`.
+    fn is_safe(&self, key: Key) -> bool {
+        self.idle.iter().all(|&number| {
+            self.sources[number as usize].as_ref().is_some_and(|source| {
+                source.has_shown && (key.timestamp, key.source) < (source.watermark, number)
+            })
+        })
+    }
+
+    /// Changes a leaf and plays its matches up to the root.
+    #[inline]
+    fn set_key(&mut self, number: u32, key: Key) {
+        let mut node = self.leaves + number as usize;
+        self.tree[node] = key;
+        while node > 1 {
+            node /= 2;
+            self.tree[node] = self.tree[2 * node].min(self.tree[2 * node + 1]);
+        }
+    }
+
+    /// Makes room for all sources and plays all matches.
+    fn grow(&mut self) {
+        let leaves = self.sources.len().next_power_of_two();
+        if leaves == self.leaves {
+            return;
+        }
+        let mut tree = vec![ABSENT; 2 * leaves];
+        tree[leaves..leaves + self.leaves].copy_from_slice(&self.tree[self.leaves..]);
+        for node in (1..leaves).rev() {
+            tree[node] = tree[2 * node].min(tree[2 * node + 1]);
+        }
+        self.tree = tree;
+        self.leaves = leaves;
+    }
+}

@@ -1,0 +1,97 @@
+//! Sleeping on words in shared memory: futex(2) and futex_waitv(2). Never the private flavour: waiters and wakers are different
+//! processes.
+
+use crate::sync::AtomicU32;
+use std::io;
+use std::time::Duration;
+
+/// Most words that one `futex_waitv` takes (FUTEX_WAITV_MAX in linux/futex.h).
+pub const WAITV_MAX: usize = 128;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Rung, or the word had moved already.
+    Yes,
+    TimedOut,
+    /// A signal handler ran; the caller decides whether to go on.
+    Interrupted,
+}
+
+/// Sleeps until the word is rung, unless it no longer holds `seen`. `None` waits for ever.
+pub fn wait(word: &AtomicU32, seen: u32, timeout: Option<Duration>) -> io::Result<Woken> {
+    let limit = timeout.map(|t| libc::timespec {
+        tv_sec: t.as_secs() as libc::time_t,
+        tv_nsec: t.subsec_nanos().into(),
+    });
+    let limit_ptr = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the word and the time outlive the call; FUTEX_WAIT only reads them.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, limit_ptr)
+    };
+    outcome(rc)
+}
+
+/// Wakes all sleepers of the word.
+pub fn wake_all(word: &AtomicU32) {
+    // SAFETY: FUTEX_WAKE only looks the address up.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+#[repr(C)]
+struct WaitV {
+    value: u64,
+    address: u64,
+    flags: u32,
+    reserved: u32,
+}
+
+/// FUTEX2_SIZE_U32 (linux/futex.h, 6.7; the same value as FUTEX_32 before).
+const FUTEX2_SIZE_U32: u32 = 2;
+
+/// Sleeps until any of at most [`WAITV_MAX`] words is rung.
+pub fn wait_any(words: &[(&AtomicU32, u32)], timeout: Option<Duration>) -> io::Result<Woken> {
+    assert!(words.len() <= WAITV_MAX, "futex_waitv takes {WAITV_MAX} words");
+    let waiters: Vec<WaitV> = words
+        .iter()
+        .map(|(word, seen)| WaitV {
+            value: (*seen).into(),
+            address: word.as_ptr() as u64,
+            flags: FUTEX2_SIZE_U32,
+            reserved: 0,
+        })
+        .collect();
+    // futex_waitv takes an absolute time.
+    let limit = timeout.map(|t| {
+        let at = u128::from(super::clock::monotonic_ns()) + t.as_nanos();
+        libc::timespec {
+            tv_sec: (at / 1_000_000_000) as libc::time_t,
+            tv_nsec: (at % 1_000_000_000) as libc::c_long,
+        }
+    });
+    let limit_ptr = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the array and the time outlive the call; the kernel only reads them and the words.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_futex_waitv,
+            waiters.as_ptr(),
+            waiters.len() as u32,
+            0_u32,
+            limit_ptr,
+            libc::CLOCK_MONOTONIC,
+        )
+    };
+    outcome(rc.min(0))
+}
+
+fn outcome(rc: libc::c_long) -> io::Result<Woken> {
+    if rc == 0 {
+        return Ok(Woken::Yes);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Ok(Woken::Yes),
+        Some(libc::ETIMEDOUT) => Ok(Woken::TimedOut),
+        Some(libc::EINTR) => Ok(Woken::Interrupted),
+        _ => Err(error),
+    }
+}

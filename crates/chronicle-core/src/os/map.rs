@@ -1,0 +1,106 @@
+//! Shared file mappings.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+/// A shared mapping of the first `len` bytes of a file. Unmapped when dropped.
+pub struct Map {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+}
+
+// SAFETY: a `Map` is an address range; what may be done with the bytes from which thread is up to the types
+// that are laid over it, and each of those uses atomics or owns the range.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    /// Maps the file; the caller has checked that it is at least `len` bytes long.
+    pub fn new(file: &File, len: usize, writable: bool) -> io::Result<Self> {
+        let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        Ok(Self { base, len, writable })
+    }
+
+    #[inline(always)]
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Enters every page into the page table, so that no later access faults. For writable maps the pages are
+    /// made writable (and allocated, so a full disk shows here: ENOSPC, ENOMEM or EFAULT).
+    pub fn populate(&self) -> io::Result<()> {
+        let advice = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        // SAFETY: the range is ours; populating does not change contents.
+        let rc = unsafe { libc::madvise(self.base().cast(), self.len, advice) };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+        // Before Linux 5.14 there is no such advice: touch the pages. They are allocated already (fallocate), so
+        // this reads only; the first store to each page then costs a minor fault.
+        for offset in (0..self.len).step_by(super::super::layout::PAGE_BYTES) {
+            // SAFETY: inside the mapping; volatile so that the read is not optimised away.
+            unsafe { self.base().add(offset).read_volatile() };
+        }
+        Ok(())
+    }
+
+    /// Asks for large pages. A hint: what the kernel makes of it depends on the file system.
+    pub fn advise_huge(&self) {
+        // SAFETY: advice does not change contents.
+        unsafe { libc::madvise(self.base().cast(), self.len, libc::MADV_HUGEPAGE) };
+    }
+
+    /// Writes the range back and waits for the device.
+    pub fn sync(&self, offset: usize, len: usize) -> io::Result<()> {
+        let start = offset / 4096 * 4096;
+        let end = (offset + len).min(self.len);
+        // SAFETY: the range is inside the mapping and page-aligned at its start.
+        let rc = unsafe {
+            libc::msync(self.base().add(start).cast(), end.saturating_sub(start), libc::MS_SYNC)
+        };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new`, and whoever lays types over it holds an `Arc` of the owner.
+        unsafe { libc::munmap(self.base().cast(), self.len) };
+    }
+}

@@ -1,0 +1,7 @@
+//! The only home of system calls. Each file wraps one family of them and turns errors into [`crate::Error`].
+
+pub mod clock;
+pub mod fs;
+pub mod futex;
+pub mod map;
+pub mod process;

@@ -1,0 +1,219 @@
+//! A named reader's place, in one mapped page.
+//!
+//! The reader holds a lock on the file while it lives; that lock is what "live" means to retention, whatever the reader does or does not commit.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::*;
+use crate::os::{clock, fs, fs::ByteLock, map::Map, process};
+use crate::protocol::{self, Strong};
+use crate::queue::dir::{self, QueueDir, crc_of, expect, expect_magic};
+use crate::sync::Ordering;
+use std::mem::offset_of;
+
+const SUFFIX: &str = ".cursor";
+const LOCK_BYTE: i64 = 0;
+
+/// A cursor file that this process owns.
+pub struct Cursor {
+    map: Map,
+    _lock: ByteLock,
+}
+
+/// What a cursor says, for those who only look.
+#[derive(Clone, Debug)]
+pub struct CursorInfo {
+    pub name: String,
+    pub live: bool,
+    pub pid: u32,
+    pub placed: bool,
+    pub next_sequence: u64,
+    pub next_position: u64,
+    pub opened_ns: u64,
+}
+
+fn file_name(name: &str) -> String {
+    format!("{name}{SUFFIX}")
+}
+
+impl Cursor {
+    /// Opens or creates the cursor and locks it.
+    ///
+    /// # Errors
+    /// `ReaderActive` if another reader of that name lives.
+    pub fn open(queue: &QueueDir, name: &str) -> Result<Self> {
+        crate::queue::options::check_name("reader name", name)?;
+        let file_name = file_name(name);
+        let file = queue.readers.open_or_create(&file_name, queue.file_mode)?;
+        let path = queue.readers.join(&file_name);
+        let io = |what| move |e| Error::io(what, path.clone(), e);
+        let lock = match ByteLock::try_take(file, LOCK_BYTE).map_err(io.clone()("lock"))? {
+            Ok(lock) => lock,
+            Err(_) => {
+                let pid = inspect(queue, name).map_or(0, |i| i.pid);
+                let (path, name) = (queue.display(), name.to_owned());
+                return Err(ErrorKind::ReaderActive { path, name, pid }.into());
+            }
+        };
+        if fs::file_len(lock.file()).map_err(io("look at"))? == 0 {
+            dir::allocate(&queue.readers, &file_name, lock.file(), CURSOR_BYTES as u64)?;
+        }
+        let bytes = CURSOR_BYTES as u64;
+        let map = dir::map_exact(&queue.readers, &file_name, lock.file(), bytes, true)?;
+        map.populate().map_err(|e| dir::full_or(e, &queue.readers, &file_name, bytes))?;
+        let cursor = Self { map, _lock: lock };
+        cursor.check_or_init(queue, &file_name)?;
+        // Relaxed: for people.
+        cursor.block().pid.store(process::pid(), Ordering::Relaxed);
+        // Relaxed: for people.
+        cursor.block().opened_ns.store(clock::wall_ns(), Ordering::Relaxed);
+        Ok(cursor)
+    }
+
+    /// A page of zeros is a cursor whose creator died before it wrote the header.
+    fn check_or_init(&self, queue: &QueueDir, file_name: &str) -> Result<()> {
+        // SAFETY: the map is one page, as long as the block.
+        let bytes = unsafe { std::slice::from_raw_parts(self.map.base(), CURSOR_BYTES) };
+        if bytes.iter().any(|&b| b != 0) {
+            return check(&queue.readers.join(file_name), self.block(), queue);
+        }
+        let block = self.map.base().cast::<CursorBlock>();
+        // SAFETY: the page is ours (locked) and zero; these fields are plain data that nobody reads before the CRC is right.
+        unsafe {
+            (&raw mut (*block).version).write(FORMAT_VERSION);
+            (&raw mut (*block).queue_id).write(queue.identity.queue_id);
+            (&raw mut (*block).created_ns).write(clock::wall_ns());
+            (&raw mut (*block).magic).write(CURSOR_MAGIC);
+            (&raw mut (*block).header_crc).write(block_crc(&*block));
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn block(&self) -> &CursorBlock {
+        // SAFETY: the map is one page, page-aligned, as long as the block; what changes in it is atomic.
+        unsafe { &*self.map.base().cast::<CursorBlock>() }
+    }
+
+    /// The sequence number to resume at; `None` for a new cursor.
+    pub fn resume_sequence(&self) -> Option<u64> {
+        // Acquire: pairs with the Release in `place`.
+        let placed = self.block().placed.load(Ordering::Acquire) == 1;
+        // Relaxed: our own word, under our lock; a former owner's store was visible before its lock was freed.
+        placed.then(|| self.block().next_sequence.load(Ordering::Relaxed))
+    }
+
+    /// Joins at a position, or tells the floor that has passed it. P7.
+    pub fn place(&self, queue: &QueueDir, sequence: u64, position: u64) -> Result<(), u64> {
+        let block = self.block();
+        let floor = &queue.control().floor_segment;
+        let shift = queue.geometry.segment_shift;
+        protocol::join_floor::<Strong>(&block.next_position, floor, position, shift)?;
+        // Relaxed: published by the Release below.
+        block.next_sequence.store(sequence, Ordering::Relaxed);
+        block.placed.store(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Two stores. P8.
+    #[inline(always)]
+    pub fn commit(&self, sequence: u64, position: u64) {
+        let block = self.block();
+        protocol::commit_cursor::<Strong>(
+            &block.next_sequence,
+            &block.next_position,
+            sequence,
+            position,
+        );
+    }
+
+    /// Makes the place durable. Blocks on the device.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.map.sync(0, CURSOR_BYTES)
+    }
+}
+
+fn block_crc(block: &CursorBlock) -> u32 {
+    let mut head = [0_u8; 36];
+    head[..8].copy_from_slice(&block.magic);
+    head[8..12].copy_from_slice(&block.version.to_le_bytes());
+    head[12..28].copy_from_slice(&block.queue_id);
+    head[28..36].copy_from_slice(&block.created_ns.to_le_bytes());
+    crc_of(&head, head.len())
+}
+
+fn check(path: &str, block: &CursorBlock, queue: &QueueDir) -> Result<()> {
+    expect_magic(path, block.magic, CURSOR_MAGIC)?;
+    expect(path, "version", block.version, FORMAT_VERSION)?;
+    expect(path, "queue_id", block.queue_id, queue.identity.queue_id)?;
+    expect(path, "header_crc", block.header_crc, block_crc(block))
+}
+
+/// Names of all cursors.
+pub fn names(queue: &QueueDir) -> Result<Vec<String>> {
+    let mut names: Vec<String> = queue
+        .readers
+        .list()?
+        .into_iter()
+        .filter_map(|n| n.strip_suffix(SUFFIX).map(str::to_owned))
+        .collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether a reader of that name lives, whatever its file says.
+pub fn is_live(queue: &QueueDir, name: &str) -> Result<bool> {
+    let file = queue.readers.open_file(&file_name(name), false)?;
+    fs::is_locked(&file, LOCK_BYTE)
+        .map_err(|e| Error::io("look at", queue.readers.join(&file_name(name)), e))
+}
+
+/// Looks at a cursor without touching it.
+pub fn inspect(queue: &QueueDir, name: &str) -> Result<CursorInfo> {
+    let file_name = file_name(name);
+    let file = queue.readers.open_file(&file_name, false)?;
+    let path = queue.readers.join(&file_name);
+    let live = is_live(queue, name)?;
+    let mut info = CursorInfo {
+        name: name.to_owned(),
+        live,
+        pid: 0,
+        placed: false,
+        next_sequence: 0,
+        next_position: 0,
+        opened_ns: 0,
+    };
+    if fs::file_len(&file).map_err(|e| Error::io("look at", &path, e))? == 0 {
+        return Ok(info);
+    }
+    let map = dir::map_exact(&queue.readers, &file_name, &file, CURSOR_BYTES as u64, false)?;
+    // SAFETY: the map is one page, as long as the block.
+    let block = unsafe { &*map.base().cast::<CursorBlock>() };
+    if block.magic == [0; 8] {
+        return Ok(info);
+    }
+    check(&path, block, queue)?;
+    // Acquire: pairs with the Release in `place`.
+    info.placed = block.placed.load(Ordering::Acquire) == 1;
+    info.next_position = protocol::cursor_position::<Strong>(&block.next_position);
+    // Relaxed: P8 makes it at least as new as the position.
+    info.next_sequence = block.next_sequence.load(Ordering::Relaxed);
+    // Relaxed: for people.
+    info.pid = block.pid.load(Ordering::Relaxed);
+    // Relaxed: for people.
+    info.opened_ns = block.opened_ns.load(Ordering::Relaxed);
+    Ok(info)
+}
+
+/// Forgets a reader's place.
+///
+/// # Errors
+/// `ReaderActive` if that reader lives.
+pub fn remove(queue: &QueueDir, name: &str) -> Result<()> {
+    crate::queue::options::check_name("reader name", name)?;
+    let cursor = Cursor::open(queue, name)?;
+    queue.readers.remove(&file_name(name))?;
+    drop(cursor);
+    Ok(())
+}
+
+const _: () = assert!(offset_of!(CursorBlock, created_ns) == 32);

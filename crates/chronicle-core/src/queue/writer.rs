@@ -1,0 +1,562 @@
+//! The one writer of a queue.
+//!
+//! An append is a copy, one Release store and one fence; a roll is a handful of stores if a provisioner has
+//! the next segment ready. Neither makes a system call nor touches the heap (unless a reader sleeps and must be woken,
+//! or the roll is done inline, which is counted).
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::layout::*;
+use crate::os::{clock, clock::Clock, fs, fs::ByteLock, futex, process};
+use crate::protocol::{self, Strong};
+use crate::queue::dir::{LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
+use crate::queue::options::Options;
+use crate::queue::provision::Endpoint;
+use crate::queue::recovery::{self, RecoveryReport};
+use crate::queue::segment::Segment;
+use crate::sync::{Arc, AtomicU32, Ordering};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Records of one call appear to readers in runs of at most this many bytes.
+const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Where the writer stands. Small and together: this is all that an append touches besides the segment.
+struct Head {
+    base: *mut u8,
+    /// Of the next record.
+    offset: usize,
+    limit: usize,
+    /// Of the next record.
+    sequence: u64,
+    /// Offset at which the next index entry is due.
+    index_due: usize,
+    /// Highest timestamp in this segment.
+    timestamp_max: u64,
+    flags: u16,
+}
+
+/// The exclusive writer. `Send`, not `Sync`: one thread at a time.
+pub struct Writer {
+    head: Head,
+    clock: Clock,
+    fork_generation: u64,
+    queue: Arc<QueueDir>,
+    segment: Arc<Segment>,
+    endpoint: Arc<Endpoint>,
+    recovery: RecoveryReport,
+    _lock: ByteLock,
+}
+
+// SAFETY: the raw base pointer belongs to `segment`, which moves along; nothing is tied to a thread.
+unsafe impl Send for Writer {}
+
+/// One record of a mixed batch, as offsets into a common buffer.
+#[derive(Clone, Copy)]
+pub struct MixedBatch<'a> {
+    pub buffer: &'a [u8],
+    pub offsets: &'a [u64],
+    pub lengths: &'a [u32],
+    pub type_ids: &'a [u16],
+    /// One per record, or empty: then all carry the clock's time.
+    pub timestamps_ns: &'a [u64],
+}
+
+impl Writer {
+    /// Opens the queue for writing; creates it if it is not there, and recovers it if its last writer died.
+    ///
+    /// # Errors
+    /// `WriterActive` if another writer lives; `DiskFull` if no segment can be allocated; `Format` for files of another
+    /// version or kind. `options` other than the defaults are ignored for a queue that exists.
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let queue = Arc::new(QueueDir::open_or_create(path, options)?);
+        if !queue.is_writable() {
+            return Err(Error::io("write to queue", queue.display(), fs::read_only()));
+        }
+        let lock = take_lock(&queue)?;
+        let tail = recovery::recover(&queue)?;
+        let control = queue.control();
+        failpoint::hit("open.recovered");
+        control.epoch.fetch_add(1, Ordering::AcqRel);
+        failpoint::hit("open.epoch");
+        let boot = process::boot_id();
+        // Relaxed: read by the next writer only, behind the lock.
+        control.boot_id[0].store(boot[0], Ordering::Relaxed);
+        // Relaxed: as above.
+        control.boot_id[1].store(boot[1], Ordering::Relaxed);
+        // Relaxed: for messages only.
+        control.opened_ns.store(clock::wall_ns(), Ordering::Relaxed);
+        let head = Head {
+            base: tail.segment.base(),
+            offset: tail.offset,
+            limit: queue.geometry.data_limit(),
+            sequence: tail.next_sequence,
+            index_due: tail.index_due,
+            timestamp_max: tail.timestamp_max,
+            flags: if queue.has_checksums() { FLAG_CRC } else { 0 },
+        };
+        Ok(Self {
+            head,
+            clock: Clock::new(),
+            fork_generation: process::fork_generation(),
+            endpoint: Arc::new(Endpoint::new(Arc::clone(&queue), true, tail.segment.index + 1)),
+            segment: tail.segment,
+            recovery: tail.report,
+            queue,
+            _lock: lock,
+        })
+    }
+
+    /// Appends one record; returns its sequence number. `timestamp_ns` defaults to the wall clock.
+    ///
+    /// # Errors
+    /// `TooLarge`; `DiskFull`, `QueueFull` or `QueueRemoved` at an inline roll. Nothing is written then and the call may be repeated.
+    #[inline]
+    pub fn append(
+        &mut self,
+        type_id: u16,
+        payload: &[u8],
+        timestamp_ns: Option<u64>,
+    ) -> Result<u64> {
+        let stride = record_stride(payload.len());
+        if self.head.offset + stride > self.head.limit
+            || self.fork_generation != process::fork_generation()
+        {
+            self.make_room(payload.len())?;
+        }
+        let timestamp_ns = match timestamp_ns {
+            Some(given) => given,
+            None => self.clock.now_ns(),
+        };
+        // SAFETY: the record fits below the limit, and a payload of this length has a commit word that is not ROLL.
+        unsafe {
+            self.head.fill(type_id, payload, timestamp_ns);
+            failpoint::hit("append.filled");
+            self.head.commit_word().store_len(payload.len());
+        }
+        failpoint::hit("append.committed");
+        let sequence = self.head.advance(stride, timestamp_ns, &self.segment);
+        self.ring();
+        Ok(sequence)
+    }
+
+    /// Appends `payloads.len() / len` records of `len` bytes each, with one fence per 256 KiB. Returns the
+    /// first sequence number, which is the next one if there are no records.
+    ///
+    /// # Errors
+    /// As [`Writer::append`]; records before the one that did not fit are published then, and [`Writer::next_sequence`] tells how many.
+    pub fn append_many(
+        &mut self,
+        type_id: u16,
+        payloads: &[u8],
+        len: usize,
+        timestamp_ns: Option<u64>,
+    ) -> Result<u64> {
+        let first = self.head.sequence;
+        if len == 0 || payloads.len() % len != 0 {
+            return Err(Error::bad("batch", payloads.len(), format!("a multiple of the record length {len} > 0")));
+        }
+        let timestamp_ns = timestamp_ns.unwrap_or_else(|| self.clock.now_ns());
+        let mut run = Run::default();
+        let filled = payloads
+            .chunks_exact(len)
+            .try_for_each(|payload| self.append_to_run(&mut run, type_id, payload, timestamp_ns));
+        self.publish_run(&mut run);
+        filled.map(|()| first)
+    }
+
+    /// Appends records of different types and sizes in order. See [`Writer::append_many`].
+    ///
+    /// # Errors
+    /// As [`Writer::append_many`], and `BadArgument` if the columns differ in length or a record reaches out of the buffer; that
+    /// is checked before anything is written.
+    pub fn append_mixed(&mut self, batch: MixedBatch<'_>) -> Result<u64> {
+        let first = self.head.sequence;
+        batch.check(self.queue.geometry.payload_bytes_max())?;
+        let now_ns = self.clock.now_ns();
+        let mut run = Run::default();
+        let filled = (0..batch.offsets.len()).try_for_each(|i| {
+            let at = batch.offsets[i] as usize;
+            let payload = &batch.buffer[at..at + batch.lengths[i] as usize];
+            let timestamp_ns = batch.timestamps_ns.get(i).copied().unwrap_or(now_ns);
+            self.append_to_run(&mut run, batch.type_ids[i], payload, timestamp_ns)
+        });
+        self.publish_run(&mut run);
+        filled.map(|()| first)
+    }
+
+    /// Writes a record whose commit readers cannot reach yet: the run's first commit word is still zero.
+    #[inline]
+    fn append_to_run(
+        &mut self,
+        run: &mut Run,
+        type_id: u16,
+        payload: &[u8],
+        timestamp_ns: u64,
+    ) -> Result<()> {
+        let stride = record_stride(payload.len());
+        let full = self.head.offset + stride > self.head.limit;
+        if full || run.bytes + stride > BATCH_BYTES_MAX || self.fork_generation != process::fork_generation() {
+            self.publish_run(run);
+            if full || self.fork_generation != process::fork_generation() {
+                self.make_room(payload.len())?;
+            }
+        }
+        // SAFETY: the record fits below the limit, and a payload of this length has a commit word that is not ROLL.
+        unsafe {
+            self.head.fill(type_id, payload, timestamp_ns);
+            failpoint::hit("batch.filled");
+            if run.bytes == 0 {
+                run.first_offset = self.head.offset;
+                run.first_len = payload.len();
+            } else {
+                self.head.commit_word().store_len(payload.len());
+                failpoint::hit("batch.inner_commit");
+            }
+        }
+        if self.head.offset >= self.head.index_due {
+            run.note_index(&self.head);
+        }
+        self.head.step(stride, timestamp_ns);
+        run.bytes += stride;
+        Ok(())
+    }
+
+    /// Makes the run visible: one Release store for all of it. P1.
+    fn publish_run(&mut self, run: &mut Run) {
+        if run.bytes == 0 {
+            return;
+        }
+        // SAFETY: the run's first record stands at `first_offset` of this segment.
+        let word = unsafe { CommitWord::at(self.head.base, run.first_offset) };
+        word.store_len(run.first_len);
+        failpoint::hit("batch.committed");
+        for entry in &run.entries[..run.entry_count] {
+            self.head.index_due = write_index(&self.segment, entry);
+        }
+        *run = Run::default();
+        self.ring();
+    }
+
+    /// Wakes sleeping readers, if there are any. P2, P4.
+    #[inline(always)]
+    fn ring(&self) {
+        let bell = &self.queue.control().doorbell;
+        if bell.must_ring::<Strong>() {
+            ring_slowly(bell);
+        }
+    }
+
+    /// Rolls, if the record would fit into any segment at all.
+    #[cold]
+    fn make_room(&mut self, payload_bytes: usize) -> Result<()> {
+        if self.fork_generation != process::fork_generation() {
+            return Err(ErrorKind::Forked.into());
+        }
+        let len_bytes_max = self.queue.geometry.payload_bytes_max();
+        if payload_bytes > len_bytes_max {
+            return Err(ErrorKind::TooLarge { len_bytes: payload_bytes, len_bytes_max }.into());
+        }
+        self.roll()
+    }
+
+    /// Goes on in the next segment. The order of the stores is what recovery relies on: the marker comes last.
+    fn roll(&mut self) -> Result<()> {
+        let index = self.segment.index + 1;
+        let (next, inline) = match self.endpoint.take_ready(index) {
+            Some(next) => (next, false),
+            None => (self.prepare_inline(index)?, true),
+        };
+        failpoint::hit("roll.taken");
+        next.enter(self.head.sequence);
+        failpoint::hit("roll.entered");
+        self.queue.write_table_entry(index, self.head.sequence);
+        failpoint::hit("roll.table");
+        self.queue.seal_table_entry(self.segment.index, self.head.timestamp_max, self.head.offset);
+        failpoint::hit("roll.sealed");
+        let control = self.queue.control();
+        control.tail_segment.store(index, Ordering::Release);
+        failpoint::hit("roll.tail");
+        // SAFETY: ROLL_RESERVE_BYTES are kept free behind the limit.
+        let word = unsafe { CommitWord::at(self.head.base, self.head.offset) };
+        word.store(COMMIT_ROLL);
+        failpoint::hit("roll.marked");
+        let counter = if inline { &control.rolls_inline } else { &control.rolls };
+        // Relaxed: a counter for people.
+        counter.fetch_add(1, Ordering::Relaxed);
+        let old = std::mem::replace(&mut self.segment, next);
+        self.endpoint.retire(old);
+        self.endpoint.want(index + 1);
+        self.head.base = self.segment.base();
+        self.head.offset = self.queue.geometry.data_offset();
+        self.head.index_due = 0;
+        self.head.timestamp_max = 0;
+        self.ring();
+        Ok(())
+    }
+
+    #[cold]
+    fn prepare_inline(&self, index: u64) -> Result<Arc<Segment>> {
+        if self.queue.is_removed() {
+            return Err(ErrorKind::QueueRemoved { path: self.queue.display() }.into());
+        }
+        Segment::prepare(&self.queue, index)
+    }
+
+    /// Makes everything that was appended durable; returns the last durable sequence number. Blocks on the device.
+    ///
+    /// # Errors
+    /// `Io` if the device reports one: nothing more is durable than before.
+    pub fn flush(&mut self) -> Result<u64> {
+        if self.fork_generation != process::fork_generation() {
+            return Err(ErrorKind::Forked.into());
+        }
+        super::durable::flush_to(&self.queue, self.next_position(), self.head.sequence)?;
+        Ok(self.head.sequence - 1)
+    }
+
+    /// The sequence number that the next record gets.
+    #[inline]
+    pub fn next_sequence(&self) -> u64 {
+        self.head.sequence
+    }
+
+    /// The position of the next record.
+    pub fn next_position(&self) -> u64 {
+        self.queue.geometry.position(self.segment.index, self.head.offset)
+    }
+
+    /// Writers that ever opened this queue, this one included.
+    pub fn epoch(&self) -> u64 {
+        self.queue.control().epoch.load(Ordering::Acquire)
+    }
+
+    /// What was found when this writer opened the queue.
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    pub fn queue(&self) -> &Arc<QueueDir> {
+        &self.queue
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.endpoint.close();
+    }
+}
+
+fn take_lock(queue: &QueueDir) -> Result<ByteLock> {
+    let file = queue.root.open_file(LOCK_FILE, true)?;
+    let io = |e| Error::io("lock", queue.root.join(LOCK_FILE), e);
+    match ByteLock::try_take(file, LOCK_BYTE_WRITER).map_err(io)? {
+        Ok(lock) => {
+            let pid = process::pid();
+            let text = format!("{pid:<19}\n");
+            lock.file().write_all_at(text.as_bytes(), 0).map_err(io)?;
+            // Relaxed: for messages only.
+            queue.control().writer_pid.store(pid, Ordering::Relaxed);
+            Ok(lock)
+        }
+        Err(_) => Err(ErrorKind::WriterActive {
+            path: queue.display(),
+            pid: queue.writer_pid(),
+        }
+        .into()),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ring_slowly(bell: &protocol::Doorbell) {
+    bell.ring::<Strong>();
+    futex::wake_all(&bell.ring);
+}
+
+/// A commit word of the segment that is being written.
+struct CommitWord<'a>(&'a AtomicU32);
+
+impl CommitWord<'_> {
+    /// # Safety
+    /// `offset` is 4-aligned and inside the mapping, which outlives the word.
+    #[inline(always)]
+    unsafe fn at<'a>(base: *mut u8, offset: usize) -> CommitWord<'a> {
+        // SAFETY: the caller's promise.
+        CommitWord(unsafe { &*base.add(offset).cast::<AtomicU32>() })
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u32) {
+        protocol::commit::<Strong>(self.0, value);
+    }
+
+    #[inline(always)]
+    fn store_len(&self, len: usize) {
+        self.store(len as u32 + 1);
+    }
+}
+
+impl Head {
+    /// # Safety
+    /// The offset is below the limit.
+    #[inline(always)]
+    unsafe fn commit_word(&self) -> CommitWord<'_> {
+        // SAFETY: the caller's promise; the segment outlives the head.
+        unsafe { CommitWord::at(self.base, self.offset) }
+    }
+
+    /// Writes all of a record but its commit word.
+    ///
+    /// # Safety
+    /// The record fits below the limit.
+    #[inline(always)]
+    unsafe fn fill(&self, type_id: u16, payload: &[u8], timestamp_ns: u64) {
+        let crc = if self.flags & FLAG_CRC == 0 {
+            0
+        } else {
+            record_crc(type_id, self.flags, self.sequence, timestamp_ns, payload)
+        };
+        // SAFETY: in range by the caller's promise; no reader looks behind a commit word that is zero, and we are the
+        // only writer.
+        unsafe {
+            let at = self.base.add(self.offset);
+            let header = at.cast::<RecordHeader>();
+            (&raw mut (*header).type_id).write(type_id);
+            (&raw mut (*header).flags).write(self.flags);
+            (&raw mut (*header).sequence).write(self.sequence);
+            failpoint::hit("fill.sequence");
+            (&raw mut (*header).timestamp_ns).write(timestamp_ns);
+            (&raw mut (*header).crc).write(crc);
+            failpoint::hit("fill.header");
+            std::ptr::copy_nonoverlapping(
+                payload.as_ptr(),
+                at.add(RECORD_HEADER_BYTES),
+                payload.len(),
+            );
+        }
+    }
+
+    /// Moves behind the record just filled.
+    #[inline(always)]
+    fn step(&mut self, stride: usize, timestamp_ns: u64) {
+        self.offset += stride;
+        self.sequence += 1;
+        self.timestamp_max = self.timestamp_max.max(timestamp_ns);
+    }
+
+    /// Moves behind the record just committed, indexes it if it is due, and gives its sequence number.
+    #[inline(always)]
+    fn advance(&mut self, stride: usize, timestamp_ns: u64, segment: &Segment) -> u64 {
+        if self.offset >= self.index_due {
+            self.index_due = write_index(segment, &self.index_note());
+        }
+        let sequence = self.sequence;
+        self.step(stride, timestamp_ns);
+        sequence
+    }
+
+    fn index_note(&self) -> IndexNote {
+        IndexNote { offset: self.offset, sequence: self.sequence, timestamp_max: self.timestamp_max }
+    }
+}
+
+/// An index entry that may be stored once its record is committed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct IndexNote {
+    pub offset: usize,
+    pub sequence: u64,
+    pub timestamp_max: u64,
+}
+
+/// Stores the entries of all blocks up to the record's that are still missing; returns the offset at which the next is due.
+#[cold]
+#[inline(never)]
+pub(super) fn write_index(segment: &Segment, note: &IndexNote) -> usize {
+    let last = note.offset / INDEX_BLOCK_BYTES;
+    // Walk back to the first missing one: a record larger than a block leaves several.
+    let mut first = last;
+    // Relaxed: the writer reads back its own stores.
+    while first > 0 && segment.index_entry(first - 1).offset.load(Ordering::Relaxed) == 0 {
+        first -= 1;
+    }
+    for block in first..=last {
+        let entry = segment.index_entry(block);
+        // Relaxed: published by the Release below.
+        entry.sequence.store(note.sequence, Ordering::Relaxed);
+        // Relaxed: published by the Release below.
+        entry.timestamp_max.store(note.timestamp_max, Ordering::Relaxed);
+        failpoint::hit("index.filled");
+        entry.offset.store(note.offset as u64, Ordering::Release);
+        failpoint::hit("index.stored");
+    }
+    (last + 1) * INDEX_BLOCK_BYTES
+}
+
+/// Records that are written but not yet visible.
+struct Run {
+    bytes: usize,
+    first_offset: usize,
+    first_len: usize,
+    entry_count: usize,
+    entries: [IndexNote; BATCH_BYTES_MAX / INDEX_BLOCK_BYTES + 2],
+    index_due: usize,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            first_offset: 0,
+            first_len: 0,
+            entry_count: 0,
+            entries: [IndexNote::default(); BATCH_BYTES_MAX / INDEX_BLOCK_BYTES + 2],
+            index_due: 0,
+        }
+    }
+}
+
+impl Run {
+    /// Keeps the entry for [`Writer::publish_run`]: an index entry must not point at what is not committed.
+    fn note_index(&mut self, head: &Head) {
+        if head.offset >= self.index_due {
+            self.entries[self.entry_count] = head.index_note();
+            self.entry_count += 1;
+            self.index_due = (head.offset / INDEX_BLOCK_BYTES + 1) * INDEX_BLOCK_BYTES;
+        }
+    }
+}
+
+impl MixedBatch<'_> {
+    fn check(&self, len_bytes_max: usize) -> Result<()> {
+        let n = self.offsets.len();
+        let same = self.lengths.len() == n
+            && self.type_ids.len() == n
+            && (self.timestamps_ns.is_empty() || self.timestamps_ns.len() == n);
+        if !same {
+            let found = format!(
+                "{n} offsets, {} lengths, {} type_ids, {} timestamps",
+                self.lengths.len(),
+                self.type_ids.len(),
+                self.timestamps_ns.len()
+            );
+            return Err(Error::bad("batch", found, "columns of one length"));
+        }
+        for (i, (&offset, &len)) in self.offsets.iter().zip(self.lengths).enumerate() {
+            let end = offset.checked_add(len.into());
+            if end.is_none_or(|end| end > self.buffer.len() as u64) {
+                let found = format!("record {i} at {offset} of {len} bytes");
+                let expected = format!("records inside the buffer of {} bytes", self.buffer.len());
+                return Err(Error::bad("batch", found, expected));
+            }
+            if len as usize > len_bytes_max {
+                return Err(ErrorKind::TooLarge { len_bytes: len as usize, len_bytes_max }.into());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,29 @@
+//! The only home of atomics. Under `cfg(loom)` they are loom's, so that the protocols can be model-checked.
+//!
+//! The one addition is [`full_fence`]: a sequentially consistent fence that costs a locked
+//! read-modify-write of the stack on x86-64 instead of `mfence`, which also waits for
+//! non-temporal stores that we never make (Agner Fog's tables; measured in decisions.md).
+
+#[cfg(loom)]
+pub use loom::sync::{
+    Arc,
+    atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
+};
+#[cfg(not(loom))]
+pub use std::sync::{
+    Arc,
+    atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence},
+};
+
+/// Orders every earlier store before every later load, as seen by all threads that do the same.
+#[inline(always)]
+pub fn full_fence() {
+    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    // SAFETY: adds zero to the word at the stack pointer, which is always mapped and ours; the
+    // memory clobber (no `nomem`) makes it a compiler fence as well.
+    unsafe {
+        core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
+    fence(Ordering::SeqCst);
+}
