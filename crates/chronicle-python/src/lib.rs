@@ -1,1 +1,40 @@
+//! The native half of `chronicle`: PyO3 bindings of `chronicle-core`, and the one place where its errors become Python's.
+//!
+//! Nothing is decided here. Objects are frozen classes around an [`owned::Owned`] cell, so they do not rely on the
+//! interpreter lock and can be declared safe for free-threaded builds.
 
+mod admin;
+mod channel;
+mod errors;
+mod fanin;
+mod message;
+mod owned;
+mod provision;
+mod reader;
+mod waiting;
+mod writer;
+
+use pyo3::prelude::*;
+
+/// Native core of chronicle. Private: import from `chronicle`.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use crate::{
+        admin::{apply_retention, clock_ns, inspect, remove_reader, verify},
+        channel::{Receiver, Sender, channel},
+        fanin::FanInReader,
+        message::{Message, Run},
+        provision::Provisioner,
+        reader::QueueReader,
+        writer::QueueWriter,
+    };
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("FORMAT_VERSION", chronicle_core::layout::FORMAT_VERSION)?;
+        module.add("RECORD_HEADER_BYTES", chronicle_core::layout::RECORD_HEADER_BYTES)
+    }
+}

@@ -1,0 +1,119 @@
+//! A cell for what one thread at a time may use: present, moved to another owner, or closed.
+//!
+//! # Orderings
+//! - B1: `busy` Release store in the guard's drop -> Acquire exchange in [`Owned::with`]. Whoever enters sees what the
+//!   one before did.
+
+use crate::errors::raise;
+use chronicle_core::sync::{AtomicU32, Ordering};
+use pyo3::prelude::*;
+use std::cell::UnsafeCell;
+
+enum State<T> {
+    Present(T),
+    Moved(&'static str),
+    Closed,
+}
+
+/// See the module's header. `what` names the object in messages.
+pub struct Owned<T> {
+    busy: AtomicU32,
+    state: UnsafeCell<State<T>>,
+    what: &'static str,
+}
+
+// SAFETY: the state is only touched between B1's exchange and store, by one thread at a time.
+unsafe impl<T: Send> Sync for Owned<T> {}
+
+struct Entered<'a>(&'a AtomicU32);
+
+impl Drop for Entered<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // B1.
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+impl<T> Owned<T> {
+    pub fn new(what: &'static str, value: T) -> Self {
+        Self { busy: AtomicU32::new(0), state: UnsafeCell::new(State::Present(value)), what }
+    }
+
+    #[inline(always)]
+    fn enter(&self) -> PyResult<(Entered<'_>, &mut State<T>)> {
+        // B1. Relaxed on failure: nothing is read then.
+        if self.busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return Err(self.busy_error());
+        }
+        // SAFETY: the exchange made us the only one until `Entered` is dropped, and the borrow of the state ends with it
+        // in every method below.
+        Ok((Entered(&self.busy), unsafe { &mut *self.state.get() }))
+    }
+
+    /// Runs `f` on the value, alone.
+    ///
+    /// # Errors
+    /// `Busy` if another thread is using it, `Moved` or `Closed` if it is not here.
+    #[inline(always)]
+    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> PyResult<R>) -> PyResult<R> {
+        let (_entered, state) = self.enter()?;
+        match state {
+            State::Present(value) => f(value),
+            other => Err(self.absent_error(other)),
+        }
+    }
+
+    /// Takes the value out for another owner.
+    pub fn take(&self, new_owner: &'static str) -> PyResult<T> {
+        let (_entered, state) = self.enter()?;
+        if !matches!(state, State::Present(_)) {
+            return Err(self.absent_error(state));
+        }
+        match std::mem::replace(state, State::Moved(new_owner)) {
+            State::Present(value) => Ok(value),
+            other => Err(self.absent_error(&other)),
+        }
+    }
+
+    /// Gives the value back.
+    pub fn restore(&self, value: T) -> PyResult<()> {
+        let (_entered, state) = self.enter()?;
+        *state = State::Present(value);
+        Ok(())
+    }
+
+    /// Drops the value. Closing twice is fine; what was moved stays with its new owner.
+    pub fn close(&self) -> PyResult<()> {
+        let (_entered, state) = self.enter()?;
+        if matches!(state, State::Present(_)) {
+            *state = State::Closed;
+        }
+        Ok(())
+    }
+
+    pub fn is_closed(&self) -> PyResult<bool> {
+        let (_entered, state) = self.enter()?;
+        Ok(!matches!(state, State::Present(_)))
+    }
+
+    #[cold]
+    fn busy_error(&self) -> PyErr {
+        let text = format!(
+            "this {} is in use by another thread; use it from one thread at a time, or open one for each",
+            self.what
+        );
+        raise("Busy", text, &[])
+    }
+
+    #[cold]
+    fn absent_error(&self, state: &State<T>) -> PyErr {
+        match state {
+            State::Moved(owner) => {
+                let text = format!("this {} was handed to {owner}; use that, or take it back first", self.what);
+                raise("Moved", text, &[("owner", (*owner).into())])
+            }
+            _ => raise("Closed", format!("this {} is closed; open a new one", self.what), &[]),
+        }
+    }
+}

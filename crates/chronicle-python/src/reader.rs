@@ -1,0 +1,133 @@
+//! `QueueReader`: one reader of one queue.
+
+use crate::errors::{raise, to_py};
+use crate::message::{Message, Run};
+use crate::owned::Owned;
+use crate::waiting;
+use chronicle_core::wait::WaitStrategy;
+use chronicle_core::{Reader, Start};
+use pyo3::prelude::*;
+use std::path::PathBuf;
+
+/// One reader of one queue. Python gives it its documentation and its batch methods.
+#[pyclass(frozen, subclass, module = "chronicle._core")]
+pub struct QueueReader {
+    pub inner: Owned<Reader>,
+    strategy: WaitStrategy,
+    name: Option<String>,
+    path: PathBuf,
+}
+
+/// A start as Python gives it: a word, or a kind and a number.
+pub fn parse_start(kind: &str, value: u64) -> PyResult<Start> {
+    match kind {
+        "resume" => Ok(Start::Resume),
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        "sequence" => Ok(Start::Sequence(value)),
+        "time" => Ok(Start::Time(value)),
+        other => Err(raise(
+            "BadArgument",
+            format!(
+                "bad start: found={other:?} expected='resume', 'earliest', 'latest', a sequence number or a time"
+            ),
+            &[],
+        )),
+    }
+}
+
+#[pymethods]
+impl QueueReader {
+    #[new]
+    #[pyo3(signature = (path, name, start_kind, start_value, wait_strategy))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        name: Option<String>,
+        start_kind: &str,
+        start_value: u64,
+        wait_strategy: &str,
+    ) -> PyResult<Self> {
+        let start = parse_start(start_kind, start_value)?;
+        let strategy = waiting::strategy(wait_strategy)?;
+        let reader =
+            py.detach(|| Reader::open(&path, name.as_deref(), start)).map_err(to_py)?;
+        Ok(Self { inner: Owned::new("reader", reader), strategy, name, path })
+    }
+
+    #[inline(always)]
+    fn next(&self) -> PyResult<Option<Message>> {
+        self.inner.with(|reader| match reader.next() {
+            Ok(None) => Ok(None),
+            Ok(Some(record)) => Ok(Some(Message::new(record.raw, record.segment(), -1))),
+            Err(error) => Err(to_py(error)),
+        })
+    }
+
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let timeout = waiting::timeout(timeout)?;
+        // The target does not borrow the reader: another thread may read, or close it, meanwhile.
+        let target = self.inner.with(|reader| Ok(reader.wait_target()))?;
+        waiting::wait_any(py, &[target], self.strategy, timeout)
+    }
+
+    #[pyo3(signature = (*, count_max))]
+    fn next_run(&self, py: Python<'_>, count_max: usize) -> PyResult<Option<Run>> {
+        self.inner.with(|reader| {
+            let run = py.detach(|| reader.next_run(count_max.max(1))).map_err(to_py)?;
+            Ok(run.map(Run::new))
+        })
+    }
+
+    fn commit(&self) -> PyResult<()> {
+        self.inner.with(|reader| {
+            reader.commit();
+            Ok(())
+        })
+    }
+
+    fn _seek(&self, py: Python<'_>, start_kind: &str, start_value: u64) -> PyResult<()> {
+        let start = parse_start(start_kind, start_value)?;
+        self.inner.with(|reader| py.detach(|| reader.seek(start)).map_err(to_py))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.close())
+    }
+
+    #[getter]
+    fn closed(&self) -> PyResult<bool> {
+        self.inner.is_closed()
+    }
+
+    #[getter]
+    fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    #[getter]
+    fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    #[getter]
+    fn next_seq(&self) -> PyResult<u64> {
+        self.inner.with(|reader| Ok(reader.next_sequence()))
+    }
+
+    #[getter]
+    fn position(&self) -> PyResult<u64> {
+        self.inner.with(|reader| Ok(reader.position()))
+    }
+
+    #[getter]
+    fn registered(&self) -> PyResult<bool> {
+        self.inner.with(|reader| Ok(reader.is_registered()))
+    }
+
+    #[getter]
+    fn gaps(&self) -> PyResult<u64> {
+        self.inner.with(|reader| Ok(reader.gaps()))
+    }
+}

@@ -1,0 +1,167 @@
+//! `QueueWriter`: the one writer of a queue.
+
+use crate::errors::to_py;
+use crate::owned::Owned;
+use chronicle_core::queue::writer::MixedBatch;
+use chronicle_core::{Options, Writer};
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::path::PathBuf;
+
+/// The one writer of a queue. Python gives it its documentation and its typed methods.
+#[pyclass(frozen, subclass, module = "chronicle._core")]
+pub struct QueueWriter {
+    pub inner: Owned<Writer>,
+    path: PathBuf,
+}
+
+/// The bytes of a C-contiguous buffer. Valid while the buffer is held.
+fn bytes_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[u8]> {
+    if !buffer.is_c_contiguous() {
+        let text = "bad buffer: found=strided memory expected=C-contiguous; copy it first";
+        return Err(crate::errors::raise("BadArgument", text.to_owned(), &[]));
+    }
+    if buffer.len_bytes() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the exporter keeps `len_bytes` contiguous bytes at this address until the buffer is released. That nobody writes to
+    // them meanwhile is the caller's business, as with every buffer: a torn copy would be published, memory stays safe.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) })
+}
+
+fn items_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[T]> {
+    let bytes = bytes_of(buffer)?;
+    if bytes.is_empty() {
+        return Ok(&[]);
+    }
+    // SAFETY: `PyBuffer<T>` has checked format and alignment; the length is whole items.
+    Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), buffer.item_count()) })
+}
+
+#[pymethods]
+impl QueueWriter {
+    #[new]
+    #[pyo3(signature = (path, *, segment_bytes, checksum, segments_max, group_readable))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        segment_bytes: u64,
+        checksum: bool,
+        segments_max: u32,
+        group_readable: bool,
+    ) -> PyResult<Self> {
+        let options = Options { segment_bytes, checksum, segments_max, group_readable };
+        let writer = py.detach(|| Writer::open(&path, &options)).map_err(to_py)?;
+        Ok(Self { inner: Owned::new("writer", writer), path })
+    }
+
+    #[pyo3(signature = (type_id, payload, *, timestamp_ns = None))]
+    #[inline(always)]
+    fn append(
+        &self,
+        type_id: u16,
+        payload: &Bound<'_, PyAny>,
+        timestamp_ns: Option<u64>,
+    ) -> PyResult<u64> {
+        self.inner.with(|writer| {
+            if let Ok(bytes) = payload.cast_exact::<PyBytes>() {
+                return writer.append(type_id, bytes.as_bytes(), timestamp_ns).map_err(to_py);
+            }
+            let buffer = PyBuffer::<u8>::get(payload).or_else(|_| as_bytes(payload))?;
+            writer.append(type_id, bytes_of(&buffer)?, timestamp_ns).map_err(to_py)
+        })
+    }
+
+    #[pyo3(signature = (type_id, payloads, len_bytes, timestamp_ns = None))]
+    fn _append_many(
+        &self,
+        py: Python<'_>,
+        type_id: u16,
+        payloads: PyBuffer<u8>,
+        len_bytes: usize,
+        timestamp_ns: Option<u64>,
+    ) -> PyResult<u64> {
+        let bytes = bytes_of(&payloads)?;
+        self.inner.with(|writer| {
+            py.detach(|| writer.append_many(type_id, bytes, len_bytes, timestamp_ns)).map_err(to_py)
+        })
+    }
+
+    #[pyo3(signature = (buffer, offsets, lengths, type_ids, timestamps_ns = None))]
+    fn append_mixed(
+        &self,
+        py: Python<'_>,
+        buffer: PyBuffer<u8>,
+        offsets: PyBuffer<u64>,
+        lengths: PyBuffer<u32>,
+        type_ids: PyBuffer<u16>,
+        timestamps_ns: Option<PyBuffer<u64>>,
+    ) -> PyResult<u64> {
+        let batch = MixedBatch {
+            buffer: bytes_of(&buffer)?,
+            offsets: items_of(&offsets)?,
+            lengths: items_of(&lengths)?,
+            type_ids: items_of(&type_ids)?,
+            timestamps_ns: timestamps_ns.as_ref().map_or(Ok(&[][..]), items_of)?,
+        };
+        self.inner.with(|writer| py.detach(|| writer.append_mixed(batch)).map_err(to_py))
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(|writer| py.detach(|| writer.flush()).map_err(to_py))
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.close())
+    }
+
+    #[getter]
+    fn closed(&self) -> PyResult<bool> {
+        self.inner.is_closed()
+    }
+
+    #[getter]
+    fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    #[getter]
+    fn next_seq(&self) -> PyResult<u64> {
+        self.inner.with(|writer| Ok(writer.next_sequence()))
+    }
+
+    #[getter]
+    fn position(&self) -> PyResult<u64> {
+        self.inner.with(|writer| Ok(writer.next_position()))
+    }
+
+    #[getter]
+    fn epoch(&self) -> PyResult<u64> {
+        self.inner.with(|writer| Ok(writer.epoch()))
+    }
+
+    /// What the open found: a dict, for `chronicle.Recovery`.
+    fn _recovery<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.inner.with(|writer| {
+            let report = writer.recovery();
+            let out = PyDict::new(py);
+            out.set_item("same_boot", report.same_boot)?;
+            out.set_item("next_seq", report.next_sequence)?;
+            out.set_item("position", report.position)?;
+            if let Some(cut) = &report.cut {
+                out.set_item("bytes_discarded", cut.bytes_discarded)?;
+                out.set_item("set_aside", cut.set_aside.clone())?;
+                out.set_item("why", &cut.why)?;
+                out.set_item("below_durable", cut.below_durable)?;
+            }
+            Ok(out)
+        })
+    }
+}
+
+/// A buffer of items that are not bytes (an array of floats, a structured array), as bytes.
+fn as_bytes(payload: &Bound<'_, PyAny>) -> PyResult<PyBuffer<u8>> {
+    let view = pyo3::types::PyMemoryView::from(payload)?;
+    PyBuffer::<u8>::get(&view.call_method1("cast", ("B",))?)
+}

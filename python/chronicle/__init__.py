@@ -1,0 +1,109 @@
+"""Low-latency, persisted messaging for one host: single-writer, many-reader queues in mapped files.
+
+>>> import chronicle, tempfile
+>>> tmp = tempfile.TemporaryDirectory()
+>>> writer = chronicle.Queue.open_publisher(f"{tmp.name}/ticks", segment_bytes=1 << 16)
+>>> reader = chronicle.Queue.open_subscriber(f"{tmp.name}/ticks", "me")
+>>> writer.append(1, b"hello")
+1
+>>> bytes(reader.next().payload)
+b'hello'
+>>> writer.close(); reader.close(); tmp.cleanup()
+"""
+
+# The layout, lowest first. Imports go one way; a contract test holds it.
+#
+#   _core      native: mapped memory, atomics, system calls (crates/chronicle-core behind PyO3)
+#   errors     the tree of exceptions
+#   message    @message: fixed-layout messages       channel, aio: small helpers
+#   queue      queues, readers, writers, fan-in
+#   feeds      decoders of market data; imported by hand, since they need NumPy at once
+#   cli        the command `chronicle`, one file per command
+#
+# Importing this package must stay cheap: no NumPy here.
+
+from __future__ import annotations
+
+from chronicle._core import __version__, clock_ns
+from chronicle.channel import AddReader, Receiver, RemoveReader, Sender, Stop, channel
+from chronicle.errors import (
+    BadArgument,
+    Busy,
+    ChannelFull,
+    ChronicleError,
+    Closed,
+    CorruptRecord,
+    DecodeError,
+    DiskFull,
+    Forked,
+    FormatError,
+    Gap,
+    Moved,
+    NotAQueue,
+    QueueFull,
+    QueueRemoved,
+    ReaderActive,
+    SchemaMismatch,
+    SegmentMissing,
+    SequenceNotWritten,
+    TooLarge,
+    WriterActive,
+)
+from chronicle.message import message
+from chronicle.queue import (
+    FanInReader,
+    Message,
+    Provisioner,
+    Queue,
+    QueueReader,
+    QueueWriter,
+    Recovery,
+    apply_retention,
+    inspect,
+    remove_reader,
+    verify,
+)
+
+__all__ = [
+    "AddReader",
+    "BadArgument",
+    "Busy",
+    "ChannelFull",
+    "ChronicleError",
+    "Closed",
+    "CorruptRecord",
+    "DecodeError",
+    "DiskFull",
+    "FanInReader",
+    "Forked",
+    "FormatError",
+    "Gap",
+    "Message",
+    "Moved",
+    "NotAQueue",
+    "Provisioner",
+    "Queue",
+    "QueueFull",
+    "QueueReader",
+    "QueueRemoved",
+    "QueueWriter",
+    "ReaderActive",
+    "Receiver",
+    "Recovery",
+    "RemoveReader",
+    "SchemaMismatch",
+    "SegmentMissing",
+    "Sender",
+    "SequenceNotWritten",
+    "Stop",
+    "TooLarge",
+    "WriterActive",
+    "__version__",
+    "apply_retention",
+    "channel",
+    "clock_ns",
+    "inspect",
+    "message",
+    "remove_reader",
+    "verify",
+]
