@@ -10,6 +10,7 @@ __all__ = [
     "FORMAT_VERSION",
     "RECORD_HEADER_BYTES",
     "FanInReader",
+    "Floor",
     "Message",
     "Provisioner",
     "QueueReader",
@@ -148,6 +149,14 @@ class FanInReader:
     @property
     def sources(self) -> list[tuple[int, QueueReader]]: ...
     def __len__(self) -> int: ...
+
+@final
+class Floor:
+    def __new__(cls) -> Self: ...
+    def append(
+        self, type_id: int, payload: Buffer, *, timestamp_ns: int | None = None
+    ) -> None: ...
+    def next(self) -> None: ...
 
 @final
 class Provisioner:

@@ -1,9 +1,9 @@
 //! `FanInReader`: many readers as one.
 
 use crate::errors::{raise, to_py};
-use crate::message::Message;
+use crate::message::{Message, Pool};
 use crate::owned::Owned;
-use crate::reader::QueueReader;
+use crate::reader::{self, QueueReader};
 use crate::waiting;
 use chronicle_core::wait::WaitStrategy;
 use chronicle_core::{FanIn, MergeMode};
@@ -13,6 +13,7 @@ struct Inner {
     fan: FanIn,
     /// The Python objects whose readers are here, by source, to give them back.
     lent: Vec<Option<Py<QueueReader>>>,
+    pool: Pool,
 }
 
 /// Merges any number of readers by timestamp.
@@ -35,13 +36,13 @@ impl FanInReader {
                 return Err(raise("BadArgument", text, &[]));
             }
         };
-        let inner = Inner { fan: FanIn::new(mode), lent: Vec::new() };
+        let inner = Inner { fan: FanIn::new(mode), lent: Vec::new(), pool: Pool::default() };
         Ok(Self { inner: Owned::new("fan-in", inner), strategy: waiting::strategy(wait_strategy)? })
     }
 
-    fn add_reader(&self, reader: &Bound<'_, QueueReader>) -> PyResult<usize> {
-        self.inner.with(|inner| {
-            let source = inner.fan.add(reader.get().inner.take("a fan-in")?);
+    fn add_reader(&self, py: Python<'_>, reader: &Bound<'_, QueueReader>) -> PyResult<usize> {
+        self.inner.with(py, |inner| {
+            let source = inner.fan.add(reader.get().inner.take(py, "a fan-in")?.reader);
             if inner.lent.len() <= source {
                 inner.lent.resize_with(source + 1, || None);
             }
@@ -50,25 +51,25 @@ impl FanInReader {
         })
     }
 
-    fn remove_reader(&self, source: usize) -> PyResult<Py<QueueReader>> {
-        self.inner.with(|inner| {
+    fn remove_reader(&self, py: Python<'_>, source: usize) -> PyResult<Py<QueueReader>> {
+        self.inner.with(py, |inner| {
             let absent = || {
                 let text = format!("this fan-in has no source {source}; sources are numbered by add_reader");
                 raise("BadArgument", text, &[])
             };
             let reader = inner.fan.remove(source).ok_or_else(absent)?;
             let object = inner.lent.get_mut(source).and_then(Option::take).ok_or_else(absent)?;
-            object.get().inner.restore(reader)?;
+            object.get().inner.restore(py, reader::Inner::new(reader))?;
             Ok(object)
         })
     }
 
     #[inline(always)]
-    fn next(&self) -> PyResult<Option<Message>> {
-        self.inner.with(|inner| match inner.fan.next() {
+    fn next(&self, py: Python<'_>) -> PyResult<Option<Py<Message>>> {
+        self.inner.with(py, |inner| match inner.fan.next() {
             Ok(None) => Ok(None),
             Ok(Some((source, record))) => {
-                Ok(Some(Message::new(record.raw, record.segment(), source as i64)))
+                inner.pool.message(py, record.raw, record.segment(), source as i64).map(Some)
             }
             Err((source, error)) => Err(with_source(to_py(error), source)),
         })
@@ -77,34 +78,34 @@ impl FanInReader {
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let timeout = waiting::timeout(timeout)?;
-        let targets = self.inner.with(|inner| Ok(inner.fan.wait_targets()))?;
+        let targets = self.inner.with(py, |inner| Ok(inner.fan.wait_targets()))?;
         waiting::wait_any(py, &targets, self.strategy, timeout)
     }
 
-    fn commit(&self) -> PyResult<()> {
-        self.inner.with(|inner| {
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.with(py, |inner| {
             inner.fan.commit();
             Ok(())
         })
     }
 
     /// Gives every reader back, closed.
-    fn close(&self) -> PyResult<()> {
-        self.inner.close()
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)
     }
 
     #[getter]
-    fn closed(&self) -> PyResult<bool> {
-        self.inner.is_closed()
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        self.inner.is_closed(py)
     }
 
-    fn __len__(&self) -> PyResult<usize> {
-        self.inner.with(|inner| Ok(inner.fan.len()))
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        self.inner.with(py, |inner| Ok(inner.fan.len()))
     }
 
     #[getter]
     fn sources(&self, py: Python<'_>) -> PyResult<Vec<(usize, Py<QueueReader>)>> {
-        self.inner.with(|inner| {
+        self.inner.with(py, |inner| {
             let lent = inner.lent.iter().enumerate();
             Ok(lent.filter_map(|(i, r)| Some((i, r.as_ref()?.clone_ref(py)))).collect())
         })

@@ -7,6 +7,7 @@ mod admin;
 mod channel;
 mod errors;
 mod fanin;
+mod floor;
 mod message;
 mod owned;
 mod provision;
@@ -24,6 +25,7 @@ mod _core {
         admin::{apply_retention, clock_ns, inspect, remove_reader, verify},
         channel::{Receiver, Sender, channel},
         fanin::FanInReader,
+        floor::Floor,
         message::{Message, Run},
         provision::Provisioner,
         reader::QueueReader,

@@ -8,29 +8,82 @@ use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
+use std::cell::UnsafeCell;
 use std::ffi::c_int;
 
 const _: () = assert!(RECORD_HEADER_BYTES % RECORD_ALIGN == 0);
 
 /// One message, in place: nothing was copied. Its bytes stay valid for as long as this object or a view of it lives, whatever
 /// happens to the reader, the queue or the file.
-#[pyclass(frozen, freelist = 256, module = "chronicle")]
+#[pyclass(frozen, module = "chronicle")]
 pub struct Message {
+    /// Changed only by [`Pool`], while nobody but the pool holds the object.
+    place: UnsafeCell<Place>,
+}
+
+struct Place {
     raw: RawRecord,
     /// A fan-in's number for the source; negative if there is none.
     source: i64,
     segment: Arc<Segment>,
 }
 
+// SAFETY: the place is written only by `Pool::message`, which holds the only reference then; all other uses are reads.
+unsafe impl Sync for Message {}
+
 impl Message {
     #[inline(always)]
-    pub fn new(raw: RawRecord, segment: &Arc<Segment>, source: i64) -> Self {
-        Self { raw, source, segment: Arc::clone(segment) }
+    fn place(&self) -> &Place {
+        // SAFETY: whoever calls this holds a reference besides the pool's, so nobody writes.
+        unsafe { &*self.place.get() }
     }
 
     fn payload_ptr(&self) -> *mut u8 {
+        let place = self.place();
         // SAFETY: the record lies inside the segment: `RawRecord`s are checked when they are made.
-        unsafe { self.segment.base().add(self.raw.offset + RECORD_HEADER_BYTES) }
+        unsafe { place.segment.base().add(place.raw.offset + RECORD_HEADER_BYTES) }
+    }
+}
+
+/// Messages that a reader has given out and may use again.
+///
+/// A caller that keeps a message keeps a reference to it; most drop it before they ask for the next but one. An object to which
+/// only the pool refers is filled anew instead of being freed and allocated again, which is what makes `next` cost about what an
+/// empty call does. Free-threaded builds, where a count of one proves less, always allocate.
+#[derive(Default)]
+pub struct Pool {
+    given: [Option<Py<Message>>; 2],
+    turn: usize,
+}
+
+impl Pool {
+    #[inline(always)]
+    pub fn message(
+        &mut self,
+        py: Python<'_>,
+        raw: RawRecord,
+        segment: &Arc<Segment>,
+        source: i64,
+    ) -> PyResult<Py<Message>> {
+        self.turn ^= 1;
+        if cfg!(not(Py_GIL_DISABLED))
+            && let Some(given) = &self.given[self.turn]
+            // SAFETY: a live object; we are attached.
+            && unsafe { ffi::Py_REFCNT(given.as_ptr()) } == 1
+        {
+            // SAFETY: the pool's reference is the only one, and it does not leave this thread before we return: nobody reads.
+            let place = unsafe { &mut *given.get().place.get() };
+            place.raw = raw;
+            place.source = source;
+            if !Arc::ptr_eq(&place.segment, segment) {
+                place.segment = Arc::clone(segment);
+            }
+            return Ok(given.clone_ref(py));
+        }
+        let place = Place { raw, source, segment: Arc::clone(segment) };
+        let fresh = Py::new(py, Message { place: UnsafeCell::new(place) })?;
+        self.given[self.turn] = Some(fresh.clone_ref(py));
+        Ok(fresh)
     }
 }
 
@@ -38,22 +91,22 @@ impl Message {
 impl Message {
     #[getter]
     fn seq(&self) -> u64 {
-        self.raw.sequence
+        self.place().raw.sequence
     }
 
     #[getter]
     fn timestamp_ns(&self) -> u64 {
-        self.raw.timestamp_ns
+        self.place().raw.timestamp_ns
     }
 
     #[getter]
     fn type_id(&self) -> u16 {
-        self.raw.type_id
+        self.place().raw.type_id
     }
 
     #[getter]
     fn source(&self) -> Option<i64> {
-        (self.source >= 0).then_some(self.source)
+        (self.place().source >= 0).then_some(self.place().source)
     }
 
     #[getter]
@@ -64,18 +117,18 @@ impl Message {
 
     #[getter]
     fn position(&self) -> u64 {
-        self.segment.geometry.position(self.segment.index, self.raw.offset)
+        self.place().segment.geometry.position(self.place().segment.index, self.place().raw.offset)
     }
 
     fn __len__(&self) -> usize {
-        self.raw.len
+        self.place().raw.len
     }
 
     fn __repr__(&self) -> String {
-        let source = if self.source >= 0 { format!(" source={}", self.source) } else { String::new() };
+        let source = if self.place().source >= 0 { format!(" source={}", self.place().source) } else { String::new() };
         format!(
             "<Message seq={} timestamp_ns={} type_id={} len={}{source}>",
-            self.raw.sequence, self.raw.timestamp_ns, self.raw.type_id, self.raw.len
+            self.place().raw.sequence, self.place().raw.timestamp_ns, self.place().raw.type_id, self.place().raw.len
         )
     }
 
@@ -88,7 +141,7 @@ impl Message {
     ) -> PyResult<()> {
         let this = slf.get();
         // SAFETY: the bytes live as long as the exporter, which the view holds.
-        unsafe { export(view, &slf, this.payload_ptr(), this.raw.len, flags) }
+        unsafe { export(view, &slf, this.payload_ptr(), this.place().raw.len, flags) }
     }
 }
 
@@ -164,9 +217,28 @@ unsafe fn export<T>(
     if view.is_null() {
         return Err(PyBufferError::new_err("no view to fill"));
     }
-    // SAFETY: the caller's promise; the call takes its own reference to the owner.
-    let rc = unsafe {
-        ffi::PyBuffer_FillInfo(view, owner.as_ptr(), base.cast(), len as ffi::Py_ssize_t, 1, flags)
-    };
-    if rc == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
+    if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
+        return Err(PyBufferError::new_err("messages are read-only; copy the payload to change it"));
+    }
+    // What PyBuffer_FillInfo would store, without the call: this is half the cost of `Message.payload`.
+    // SAFETY: the caller's promise; the view takes its own reference to the owner.
+    unsafe {
+        ffi::Py_INCREF(owner.as_ptr());
+        (*view).obj = owner.as_ptr();
+        (*view).buf = base.cast();
+        (*view).len = len as ffi::Py_ssize_t;
+        (*view).readonly = 1;
+        (*view).itemsize = 1;
+        (*view).ndim = 1;
+        let has = |flag: c_int| flags & flag == flag;
+        (*view).format =
+            if has(ffi::PyBUF_FORMAT) { c"B".as_ptr().cast_mut() } else { std::ptr::null_mut() };
+        (*view).shape =
+            if has(ffi::PyBUF_ND) { &raw mut (*view).len } else { std::ptr::null_mut() };
+        (*view).strides =
+            if has(ffi::PyBUF_STRIDES) { &raw mut (*view).itemsize } else { std::ptr::null_mut() };
+        (*view).suboffsets = std::ptr::null_mut();
+        (*view).internal = std::ptr::null_mut();
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 //! A cell for what one thread at a time may use: present, moved to another owner, or closed.
 //!
 //! # Orderings
-//! - B1: `busy` Release store in the guard's drop -> Acquire exchange in [`Owned::with`]. Whoever enters sees what the
-//!   one before did.
+//! - B1: `busy` Release store in the guard's drop -> Acquire in `try_mark_busy`. Whoever enters sees what the
+//!   one before did. Where threads take turns under the interpreter lock a load and a store will do (nobody can
+//!   come between them); in a free-threaded build it is an exchange.
 
 use crate::errors::raise;
 use chronicle_core::sync::{AtomicU32, Ordering};
@@ -25,6 +26,23 @@ pub struct Owned<T> {
 // SAFETY: the state is only touched between B1's exchange and store, by one thread at a time.
 unsafe impl<T: Send> Sync for Owned<T> {}
 
+/// B1. The caller is attached to the interpreter.
+#[inline(always)]
+fn try_mark_busy(busy: &AtomicU32) -> bool {
+    #[cfg(not(Py_GIL_DISABLED))]
+    {
+        let free = busy.load(Ordering::Acquire) == 0;
+        if free {
+            // Relaxed: threads that enter later do so after a change of the interpreter lock's holder.
+            busy.store(1, Ordering::Relaxed);
+        }
+        free
+    }
+    #[cfg(Py_GIL_DISABLED)]
+    // Relaxed on failure: nothing is read then.
+    busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
 struct Entered<'a>(&'a AtomicU32);
 
 impl Drop for Entered<'_> {
@@ -41,12 +59,11 @@ impl<T> Owned<T> {
     }
 
     #[inline(always)]
-    fn enter(&self) -> PyResult<(Entered<'_>, &mut State<T>)> {
-        // B1. Relaxed on failure: nothing is read then.
-        if self.busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    fn enter(&self, _attached: Python<'_>) -> PyResult<(Entered<'_>, &mut State<T>)> {
+        if !try_mark_busy(&self.busy) {
             return Err(self.busy_error());
         }
-        // SAFETY: the exchange made us the only one until `Entered` is dropped, and the borrow of the state ends with it
+        // SAFETY: `busy` makes us the only one until `Entered` is dropped, and the borrow of the state ends with it
         // in every method below.
         Ok((Entered(&self.busy), unsafe { &mut *self.state.get() }))
     }
@@ -56,8 +73,8 @@ impl<T> Owned<T> {
     /// # Errors
     /// `Busy` if another thread is using it, `Moved` or `Closed` if it is not here.
     #[inline(always)]
-    pub fn with<R>(&self, f: impl FnOnce(&mut T) -> PyResult<R>) -> PyResult<R> {
-        let (_entered, state) = self.enter()?;
+    pub fn with<R>(&self, py: Python<'_>, f: impl FnOnce(&mut T) -> PyResult<R>) -> PyResult<R> {
+        let (_entered, state) = self.enter(py)?;
         match state {
             State::Present(value) => f(value),
             other => Err(self.absent_error(other)),
@@ -65,8 +82,8 @@ impl<T> Owned<T> {
     }
 
     /// Takes the value out for another owner.
-    pub fn take(&self, new_owner: &'static str) -> PyResult<T> {
-        let (_entered, state) = self.enter()?;
+    pub fn take(&self, py: Python<'_>, new_owner: &'static str) -> PyResult<T> {
+        let (_entered, state) = self.enter(py)?;
         if !matches!(state, State::Present(_)) {
             return Err(self.absent_error(state));
         }
@@ -77,23 +94,28 @@ impl<T> Owned<T> {
     }
 
     /// Gives the value back.
-    pub fn restore(&self, value: T) -> PyResult<()> {
-        let (_entered, state) = self.enter()?;
+    pub fn restore(&self, py: Python<'_>, value: T) -> PyResult<()> {
+        let (_entered, state) = self.enter(py)?;
         *state = State::Present(value);
         Ok(())
     }
 
-    /// Drops the value. Closing twice is fine; what was moved stays with its new owner.
-    pub fn close(&self) -> PyResult<()> {
-        let (_entered, state) = self.enter()?;
+    /// Drops the value, without the interpreter lock: that may unmap or wait. Closing twice is fine; what was moved stays
+    /// with its new owner.
+    pub fn close(&self, py: Python<'_>) -> PyResult<()>
+    where
+        T: Send,
+    {
+        let (_entered, state) = self.enter(py)?;
         if matches!(state, State::Present(_)) {
-            *state = State::Closed;
+            let old = std::mem::replace(state, State::Closed);
+            py.detach(|| drop(old));
         }
         Ok(())
     }
 
-    pub fn is_closed(&self) -> PyResult<bool> {
-        let (_entered, state) = self.enter()?;
+    pub fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
+        let (_entered, state) = self.enter(py)?;
         Ok(!matches!(state, State::Present(_)))
     }
 

@@ -25,6 +25,7 @@ impl Provisioner {
     #[pyo3(signature = (target, *, flush_interval = None, retention_bytes = None, retention_age = None))]
     fn attach(
         &self,
+        py: Python<'_>,
         target: &Bound<'_, PyAny>,
         flush_interval: Option<f64>,
         retention_bytes: Option<u64>,
@@ -37,9 +38,9 @@ impl Provisioner {
             retention: has_policy
                 .then_some(RetentionPolicy { bytes_max: retention_bytes, age_ns_max: age }),
         };
-        self.inner.with(|provisioner| {
+        self.inner.with(py, |provisioner| {
             if let Ok(writer) = target.cast::<QueueWriter>() {
-                return writer.get().inner.with(|w| {
+                return writer.get().inner.with(py, |w| {
                     provisioner.attach_writer(w, chores);
                     Ok(())
                 });
@@ -49,8 +50,8 @@ impl Provisioner {
                     let text = "flush_interval and retention belong to the writer; attach that with them";
                     return Err(raise("BadArgument", text.to_owned(), &[]));
                 }
-                return reader.get().inner.with(|r| {
-                    provisioner.attach_reader(r);
+                return reader.get().inner.with(py, |r| {
+                    provisioner.attach_reader(&r.reader);
                     Ok(())
                 });
             }
@@ -62,7 +63,7 @@ impl Provisioner {
 
     /// Stops the thread. What was attached rolls inline from then on.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.close())
+        self.inner.close(py)
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {

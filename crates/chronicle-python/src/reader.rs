@@ -1,7 +1,7 @@
 //! `QueueReader`: one reader of one queue.
 
 use crate::errors::{raise, to_py};
-use crate::message::{Message, Run};
+use crate::message::{Message, Pool, Run};
 use crate::owned::Owned;
 use crate::waiting;
 use chronicle_core::wait::WaitStrategy;
@@ -9,10 +9,21 @@ use chronicle_core::{Reader, Start};
 use pyo3::prelude::*;
 use std::path::PathBuf;
 
+pub struct Inner {
+    pub reader: Reader,
+    pool: Pool,
+}
+
+impl Inner {
+    pub fn new(reader: Reader) -> Self {
+        Self { reader, pool: Pool::default() }
+    }
+}
+
 /// One reader of one queue. Python gives it its documentation and its batch methods.
 #[pyclass(frozen, subclass, module = "chronicle._core")]
 pub struct QueueReader {
-    pub inner: Owned<Reader>,
+    pub inner: Owned<Inner>,
     strategy: WaitStrategy,
     name: Option<String>,
     path: PathBuf,
@@ -52,14 +63,14 @@ impl QueueReader {
         let strategy = waiting::strategy(wait_strategy)?;
         let reader =
             py.detach(|| Reader::open(&path, name.as_deref(), start)).map_err(to_py)?;
-        Ok(Self { inner: Owned::new("reader", reader), strategy, name, path })
+        Ok(Self { inner: Owned::new("reader", Inner::new(reader)), strategy, name, path })
     }
 
     #[inline(always)]
-    fn next(&self) -> PyResult<Option<Message>> {
-        self.inner.with(|reader| match reader.next() {
+    fn next(&self, py: Python<'_>) -> PyResult<Option<Py<Message>>> {
+        self.inner.with(py, |inner| match inner.reader.next() {
             Ok(None) => Ok(None),
-            Ok(Some(record)) => Ok(Some(Message::new(record.raw, record.segment(), -1))),
+            Ok(Some(record)) => inner.pool.message(py, record.raw, record.segment(), -1).map(Some),
             Err(error) => Err(to_py(error)),
         })
     }
@@ -68,37 +79,37 @@ impl QueueReader {
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let timeout = waiting::timeout(timeout)?;
         // The target does not borrow the reader: another thread may read, or close it, meanwhile.
-        let target = self.inner.with(|reader| Ok(reader.wait_target()))?;
+        let target = self.inner.with(py, |inner| Ok(inner.reader.wait_target()))?;
         waiting::wait_any(py, &[target], self.strategy, timeout)
     }
 
     #[pyo3(signature = (*, count_max))]
     fn next_run(&self, py: Python<'_>, count_max: usize) -> PyResult<Option<Run>> {
-        self.inner.with(|reader| {
-            let run = py.detach(|| reader.next_run(count_max.max(1))).map_err(to_py)?;
+        self.inner.with(py, |inner| {
+            let run = py.detach(|| inner.reader.next_run(count_max.max(1))).map_err(to_py)?;
             Ok(run.map(Run::new))
         })
     }
 
-    fn commit(&self) -> PyResult<()> {
-        self.inner.with(|reader| {
-            reader.commit();
+    fn commit(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.with(py, |inner| {
+            inner.reader.commit();
             Ok(())
         })
     }
 
     fn _seek(&self, py: Python<'_>, start_kind: &str, start_value: u64) -> PyResult<()> {
         let start = parse_start(start_kind, start_value)?;
-        self.inner.with(|reader| py.detach(|| reader.seek(start)).map_err(to_py))
+        self.inner.with(py, |inner| py.detach(|| inner.reader.seek(start)).map_err(to_py))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.close())
+        self.inner.close(py)
     }
 
     #[getter]
-    fn closed(&self) -> PyResult<bool> {
-        self.inner.is_closed()
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        self.inner.is_closed(py)
     }
 
     #[getter]
@@ -112,22 +123,22 @@ impl QueueReader {
     }
 
     #[getter]
-    fn next_seq(&self) -> PyResult<u64> {
-        self.inner.with(|reader| Ok(reader.next_sequence()))
+    fn next_seq(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |inner| Ok(inner.reader.next_sequence()))
     }
 
     #[getter]
-    fn position(&self) -> PyResult<u64> {
-        self.inner.with(|reader| Ok(reader.position()))
+    fn position(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |inner| Ok(inner.reader.position()))
     }
 
     #[getter]
-    fn registered(&self) -> PyResult<bool> {
-        self.inner.with(|reader| Ok(reader.is_registered()))
+    fn registered(&self, py: Python<'_>) -> PyResult<bool> {
+        self.inner.with(py, |inner| Ok(inner.reader.is_registered()))
     }
 
     #[getter]
-    fn gaps(&self) -> PyResult<u64> {
-        self.inner.with(|reader| Ok(reader.gaps()))
+    fn gaps(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |inner| Ok(inner.reader.gaps()))
     }
 }

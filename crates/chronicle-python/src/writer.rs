@@ -60,11 +60,12 @@ impl QueueWriter {
     #[inline(always)]
     fn append(
         &self,
+        py: Python<'_>,
         type_id: u16,
         payload: &Bound<'_, PyAny>,
         timestamp_ns: Option<u64>,
     ) -> PyResult<u64> {
-        self.inner.with(|writer| {
+        self.inner.with(py, |writer| {
             if let Ok(bytes) = payload.cast_exact::<PyBytes>() {
                 return writer.append(type_id, bytes.as_bytes(), timestamp_ns).map_err(to_py);
             }
@@ -83,7 +84,7 @@ impl QueueWriter {
         timestamp_ns: Option<u64>,
     ) -> PyResult<u64> {
         let bytes = bytes_of(&payloads)?;
-        self.inner.with(|writer| {
+        self.inner.with(py, |writer| {
             py.detach(|| writer.append_many(type_id, bytes, len_bytes, timestamp_ns)).map_err(to_py)
         })
     }
@@ -105,20 +106,20 @@ impl QueueWriter {
             type_ids: items_of(&type_ids)?,
             timestamps_ns: timestamps_ns.as_ref().map_or(Ok(&[][..]), items_of)?,
         };
-        self.inner.with(|writer| py.detach(|| writer.append_mixed(batch)).map_err(to_py))
+        self.inner.with(py, |writer| py.detach(|| writer.append_mixed(batch)).map_err(to_py))
     }
 
     fn flush(&self, py: Python<'_>) -> PyResult<u64> {
-        self.inner.with(|writer| py.detach(|| writer.flush()).map_err(to_py))
+        self.inner.with(py, |writer| py.detach(|| writer.flush()).map_err(to_py))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.close())
+        self.inner.close(py)
     }
 
     #[getter]
-    fn closed(&self) -> PyResult<bool> {
-        self.inner.is_closed()
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        self.inner.is_closed(py)
     }
 
     #[getter]
@@ -127,23 +128,23 @@ impl QueueWriter {
     }
 
     #[getter]
-    fn next_seq(&self) -> PyResult<u64> {
-        self.inner.with(|writer| Ok(writer.next_sequence()))
+    fn next_seq(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |writer| Ok(writer.next_sequence()))
     }
 
     #[getter]
-    fn position(&self) -> PyResult<u64> {
-        self.inner.with(|writer| Ok(writer.next_position()))
+    fn position(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |writer| Ok(writer.next_position()))
     }
 
     #[getter]
-    fn epoch(&self) -> PyResult<u64> {
-        self.inner.with(|writer| Ok(writer.epoch()))
+    fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
+        self.inner.with(py, |writer| Ok(writer.epoch()))
     }
 
     /// What the open found: a dict, for `chronicle.Recovery`.
     fn _recovery<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        self.inner.with(|writer| {
+        self.inner.with(py, |writer| {
             let report = writer.recovery();
             let out = PyDict::new(py);
             out.set_item("same_boot", report.same_boot)?;
