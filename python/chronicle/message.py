@@ -347,7 +347,7 @@ class MessageBase:
         dtype = _DtypeOnFirstUse()
 
     @classmethod
-    def view(cls, buffer: Buffer, offset: int = 0) -> Self:
+    def view(cls, buffer: Buffer | np.ndarray[Any, Any], offset: int = 0) -> Self:
         """Return a message that reads its fields from `buffer`, in place.
 
         Copies nothing and keeps `buffer` alive. More bytes than the layout needs are allowed, for
@@ -367,7 +367,7 @@ class MessageBase:
         """
         data: Any = buffer
         if type(buffer) is not bytes:
-            data = memoryview(buffer)
+            data = memoryview(data)
             if data.format != "B" or data.ndim != 1:
                 data = data.cast("B")
         if offset:
@@ -485,7 +485,7 @@ def message(type_id: int) -> Callable[[type[_Class]], type[_Class]]:
         specs = [
             (name, *_field_type(cls.__name__, name, hint))
             for name, hint in hints.items()
-            if get_origin(hint) is not ClassVar and hint is not ClassVar and name not in _PRIVATE
+            if get_origin(hint) is not ClassVar and hint is not ClassVar
         ]
         fields, size_bytes = _lay_out(cls.__name__, specs)
         defaults = {f.name: getattr(cls, f.name) for f in fields if _has_default(cls, f.name)}
@@ -494,7 +494,6 @@ def message(type_id: int) -> Callable[[type[_Class]], type[_Class]]:
     return decorate
 
 
-_PRIVATE = frozenset({"type_id", "size_bytes", "FIELDS", "schema", "dtype", "_dtype", "_unpack"})
 _TAKEN = frozenset(dir(MessageBase)) | {"type_id", "size_bytes", "FIELDS", "schema"}
 
 

@@ -13,11 +13,15 @@
 //! A source without a head is *idle*. Live mode looks at the idle ones again when no head is left and after every
 //! `max(64, sources)` messages, so an idle source costs less than one load per message; strict mode emits a head only if every
 //! idle source has already shown a later timestamp.
+//!
+//! A source that fails counts as idle, and its error is handed out once per look. A look goes over all idle sources even if some
+//! fail, so that no error keeps a message of another source from its place in the order; further errors wait for the next calls.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::queue::reader::{Reader, Record};
 use crate::queue::segment::RawRecord;
 use crate::wait::{self, WaitStrategy, WaitTarget, Waited};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,10 @@ pub struct FanIn {
     /// The source whose head was delivered and must be replaced before anything else.
     delivered: Option<u32>,
     until_idle_check: usize,
+    /// Errors of the last look at the idle sources that were not handed out yet.
+    failed: VecDeque<(u32, Error)>,
+    /// A source has reported a gap since the last look: its next message is there and may come before all others.
+    gap_reported: bool,
     active: usize,
 }
 
@@ -71,6 +79,8 @@ impl FanIn {
             idle: Vec::new(),
             delivered: None,
             until_idle_check: 0,
+            failed: VecDeque::new(),
+            gap_reported: false,
             active: 0,
         }
     }
@@ -102,6 +112,7 @@ impl FanIn {
         self.active -= 1;
         self.set_key(number as u32, ABSENT);
         self.idle.retain(|&i| i as usize != number);
+        self.failed.retain(|&(i, _)| i as usize != number);
         if self.delivered == Some(number as u32) {
             self.delivered = None;
         }
@@ -119,6 +130,9 @@ impl FanIn {
             self.refill(number)?;
         }
         if self.until_idle_check == 0 || self.winner_key().present == 0 {
+            self.check_idle()?;
+        } else if self.mode == MergeMode::Strict && !self.is_safe(self.winner_key()) {
+            // The idle sources may have moved on since the last look.
             self.check_idle()?;
         }
         let key = self.winner_key();
@@ -147,13 +161,18 @@ impl FanIn {
         wait::wait_any(&self.wait_targets(), strategy, timeout)
     }
 
-    /// What to wait for: in strict mode only the sources that hold the merge up, otherwise all.
+    /// What to wait for: in strict mode only the sources that hold the merge up, otherwise all. One of them is ready if a message can be
+    /// delivered now, or an error handed out.
     pub fn wait_targets(&mut self) -> Vec<WaitTarget> {
-        let mode = self.mode;
+        // The key of the source that was delivered last is still in the tree, and that source is a target, ready if it has more. If it
+        // has none, nothing that sorts after it is safe.
+        let winner = self.winner_key();
+        let is_held_up = self.mode == MergeMode::Strict
+            && (self.delivered.is_some() || winner.present == 0 || !self.is_safe(winner));
         self.sources
             .iter_mut()
             .flatten()
-            .filter(|s| mode == MergeMode::Live || s.head.is_none())
+            .filter(|s| !is_held_up || s.head.is_none())
             .map(|s| s.reader.wait_target())
             .collect()
     }
@@ -184,7 +203,7 @@ impl FanIn {
         if key.present == 0 {
             self.idle.push(number);
         }
-        looked.map(drop).map_err(|error| (number as usize, error))
+        looked.map(drop).map_err(|error| self.failed(number, error))
     }
 
     #[inline]
@@ -201,10 +220,23 @@ impl FanIn {
         })
     }
 
-    /// Looks at every idle source once.
+    /// Looks at every idle source once, unless errors of the last look are still to be handed out.
     #[cold]
     fn check_idle(&mut self) -> Result<(), (usize, Error)> {
+        if self.failed.is_empty() {
+            self.look_at_idle();
+        }
         self.until_idle_check = self.active.max(64);
+        let Some((number, error)) = self.failed.pop_front() else { return Ok(()) };
+        let failed = self.failed(number, error);
+        if !self.failed.is_empty() || self.gap_reported {
+            self.until_idle_check = 0;
+        }
+        Err(failed)
+    }
+
+    fn look_at_idle(&mut self) {
+        self.gap_reported = false;
         let mut i = 0;
         while i < self.idle.len() {
             let number = self.idle[i];
@@ -212,15 +244,24 @@ impl FanIn {
                 Ok(key) if key.present != 0 => {
                     self.idle.swap_remove(i);
                     self.set_key(number, key);
+                    continue;
                 }
-                Ok(_) => i += 1,
-                Err(error) => {
-                    self.until_idle_check = 0;
-                    return Err((number as usize, error));
-                }
+                Ok(_) => {}
+                Err(error) => self.failed.push_back((number, error)),
             }
+            i += 1;
         }
-        Ok(())
+    }
+
+    /// A gap is over once it is reported: what follows it is looked at before anything later is delivered. Other errors stay, and
+    /// do not hold up the other sources.
+    #[cold]
+    fn failed(&mut self, number: u32, error: Error) -> (usize, Error) {
+        if matches!(error.kind(), ErrorKind::Gap { .. }) {
+            self.gap_reported = true;
+            self.until_idle_check = 0;
+        }
+        (number as usize, error)
     }
 
     /// Whether no idle source can still show something that sorts before `key`.

@@ -44,6 +44,9 @@ pub const COMMIT_ROLL: u32 = u32::MAX;
 pub const FLAG_CRC: u16 = 1;
 pub const FLAGS_KNOWN: u16 = FLAG_CRC;
 
+/// Sequence numbers stay below this (a segment that starts at or above it is refused), so that counting on never overflows.
+pub const SEQUENCE_LIMIT: u64 = 1 << 62;
+
 /// One sparse index entry per block of this many bytes.
 pub const INDEX_BLOCK_BYTES: usize = 16 * 1024;
 
@@ -162,7 +165,10 @@ pub struct CursorBlock {
     /// 1 once the reader has placed itself; before that the two words above mean nothing.
     pub placed: AtomicU32,
     pub opened_ns: AtomicU64,
-    _pad1: [u8; 3936],
+    /// Where a recovery has cut the queue below this cursor: the next sequence number there; 0 if it has not. The
+    /// reader clears it when it has reported the gap.
+    pub cut_sequence: AtomicU64,
+    _pad1: [u8; 3928],
 }
 
 #[repr(C)]
@@ -198,6 +204,7 @@ const _: () = {
     assert!(offset_of!(TableHeader, header_crc) == 32);
     assert!(size_of::<CursorBlock>() == CURSOR_BYTES);
     assert!(offset_of!(CursorBlock, next_sequence) == 128);
+    assert!(offset_of!(CursorBlock, cut_sequence) == 160);
     assert!(size_of::<RecordHeader>() == RECORD_HEADER_BYTES);
     assert!(offset_of!(RecordHeader, sequence) == 8);
     assert!(offset_of!(RecordHeader, crc) == 24);
@@ -240,6 +247,16 @@ impl Geometry {
     #[inline(always)]
     pub fn position(self, segment: u64, offset: usize) -> u64 {
         segment << self.segment_shift | offset as u64
+    }
+
+    /// The highest segment index whose positions fit into 64 bits. One more never overflows an index.
+    pub fn segment_index_max(self) -> u64 {
+        u64::MAX >> self.segment_shift
+    }
+
+    /// More records than this do not fit into a segment.
+    pub fn records_max(self) -> u64 {
+        (self.segment_bytes() / RECORD_HEADER_BYTES) as u64
     }
 
     #[inline(always)]

@@ -24,6 +24,7 @@
 //!   or at resume. Who sees a position sees a sequence at least as new.
 
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence, full_fence};
+use core::marker::PhantomData;
 
 /// The strength of each numbered pair. Tests override one constant to make a mutant.
 pub trait Orderings {
@@ -103,6 +104,8 @@ impl Doorbell {
     pub fn ring<O: Orderings>(&self) {
         // Relaxed: P4's Release on `ring` publishes it; only the flag's own modification order matters.
         self.armed.store(0, Ordering::Relaxed);
+        #[cfg(not(loom))]
+        crate::failpoint::hit("ring.cleared");
         self.ring.fetch_add(1, O::RING_ADD);
     }
 
@@ -117,14 +120,16 @@ impl Doorbell {
     }
 }
 
-/// A mailbox for one shared object, between one giver and one taker. Wait-free on both sides; never allocates.
+/// A mailbox for one shared object, between one giver and any number of takers. Wait-free on both sides; never allocates.
 pub struct Slot<T> {
     held: AtomicPtr<T>,
+    /// The slot owns an `Arc<T>`, and may cross threads only where that may; a bare `AtomicPtr` always may.
+    owns: PhantomData<Arc<T>>,
 }
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Self { held: AtomicPtr::new(core::ptr::null_mut()) }
+        Self { held: AtomicPtr::new(core::ptr::null_mut()), owns: PhantomData }
     }
 }
 
@@ -174,6 +179,8 @@ pub fn commit_cursor<O: Orderings>(
 ) {
     // Relaxed: P8's Release on the position publishes it.
     sequence_word.store(sequence, Ordering::Relaxed);
+    #[cfg(not(loom))]
+    crate::failpoint::hit("cursor.sequence");
     position_word.store(position, O::CURSOR_STORE);
 }
 
@@ -191,27 +198,34 @@ pub fn join_floor<O: Orderings>(
     if position >> segment_shift < floor { Err(floor) } else { Ok(()) }
 }
 
-/// Raises the floor to `wanted` unless a live cursor stands below it; returns the floor in force.
+/// Raises the floor to `wanted`, or as far as live cursors allow. Only segments below the returned index may be deleted; it is at most
+/// the floor in force, and lower where a cursor stands below the floor. P6.
 ///
-/// `lowest_cursor` is called after the fence and must look at every cursor that exists by then; it gives the
-/// lowest segment index that one of them still needs. Only segments below the returned floor may be deleted. P6.
+/// `lowest_cursor` must look at every live cursor that exists when it is called; it gives the lowest segment index that one of them
+/// still needs. It is called twice. The first look keeps the floor from being raised further than it will stay: a reader
+/// that joins meanwhile would take such a floor for the truth and report a gap over messages that exist. The second, after the
+/// fence, is the one that counts.
+///
+/// A caller that is killed in between may leave the floor above a cursor that has joined. Therefore the second look is made even
+/// if there is nothing to raise, and bounds what is returned.
 pub fn raise_floor<O: Orderings>(
     floor: &AtomicU64,
     wanted: u64,
-    lowest_cursor: impl FnOnce() -> Option<u64>,
+    mut lowest_cursor: impl FnMut() -> Option<u64>,
 ) -> u64 {
     // Relaxed: only retention (one at a time, under its lock) writes the floor.
     let before = floor.load(Ordering::Relaxed);
-    if wanted <= before {
-        return before;
+    let raised = lowest_cursor().map_or(wanted, |lowest| lowest.min(wanted)).max(before);
+    if raised != before {
+        floor.store(raised, Ordering::Release);
     }
-    floor.store(wanted, Ordering::Release);
     fence_of(O::FLOOR_FENCE);
-    let agreed = lowest_cursor().map_or(wanted, |lowest| lowest.clamp(before, wanted));
-    if agreed != wanted {
+    let lowest = lowest_cursor().unwrap_or(u64::MAX);
+    let agreed = lowest.clamp(before, raised);
+    if agreed != raised {
         floor.store(agreed, Ordering::Release);
     }
-    agreed
+    lowest.min(agreed)
 }
 
 /// The position of a cursor as retention and resume may use it. P8.

@@ -233,13 +233,15 @@ impl ByteLock {
     /// Takes the lock if it is free; never waits. The file must be open for writing.
     pub fn try_take(file: File, byte: i64) -> io::Result<Result<Self, File>> {
         let lock = flock(libc::F_WRLCK, byte);
+        // Before the lock is taken: a child that another thread forks in between would keep it.
+        let registered = super::process::CloseInChild::register(file.as_raw_fd())?;
         // SAFETY: our own descriptor, a valid lock description.
         let rc = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
         if rc == 0 {
-            let registered = super::process::CloseInChild::register(file.as_raw_fd())?;
             return Ok(Ok(Self { file: ManuallyDrop::new(file), byte, registered }));
         }
         let error = io::Error::last_os_error();
+        registered.forget();
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => Ok(Err(file)),
             _ => Err(error),

@@ -3,9 +3,11 @@
 //! The reader holds a lock on the file while it lives; that lock is what "live" means to retention, whatever the reader does or does not commit.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::layout::*;
 use crate::os::{clock, fs, fs::ByteLock, map::Map, process};
 use crate::protocol::{self, Strong};
+use crate::queue::durable;
 use crate::queue::dir::{self, QueueDir, crc_of, expect, expect_magic};
 use crate::sync::Ordering;
 use std::mem::offset_of;
@@ -43,19 +45,12 @@ impl Cursor {
     pub fn open(queue: &QueueDir, name: &str) -> Result<Self> {
         crate::queue::options::check_name("reader name", name)?;
         let file_name = file_name(name);
-        let file = queue.readers.open_or_create(&file_name, queue.file_mode)?;
-        let path = queue.readers.join(&file_name);
-        let io = |what| move |e| Error::io(what, path.clone(), e);
-        let lock = match ByteLock::try_take(file, LOCK_BYTE).map_err(io.clone()("lock"))? {
-            Ok(lock) => lock,
-            Err(_) => {
-                let pid = inspect(queue, name).map_or(0, |i| i.pid);
-                let (path, name) = (queue.display(), name.to_owned());
-                return Err(ErrorKind::ReaderActive { path, name, pid }.into());
-            }
-        };
-        if fs::file_len(lock.file()).map_err(io("look at"))? == 0 {
+        let lock = lock_file(queue, name, &file_name)?;
+        failpoint::hit("cursor.locked");
+        let len = fs::file_len(lock.file());
+        if len.map_err(|e| Error::io("look at", queue.readers.join(&file_name), e))? == 0 {
             dir::allocate(&queue.readers, &file_name, lock.file(), CURSOR_BYTES as u64)?;
+            failpoint::hit("cursor.allocated");
         }
         let bytes = CURSOR_BYTES as u64;
         let map = dir::map_exact(&queue.readers, &file_name, lock.file(), bytes, true)?;
@@ -69,22 +64,29 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// A page of zeros is a cursor whose creator died before it wrote the header.
+    /// A page whose magic and words are zero is a cursor whose creator died before its header was complete: the magic is stored last.
     fn check_or_init(&self, queue: &QueueDir, file_name: &str) -> Result<()> {
         // SAFETY: the map is one page, as long as the block.
         let bytes = unsafe { std::slice::from_raw_parts(self.map.base(), CURSOR_BYTES) };
-        if bytes.iter().any(|&b| b != 0) {
+        let words = &bytes[offset_of!(CursorBlock, next_sequence)..];
+        if bytes[..8] != [0; 8] || words.iter().any(|&b| b != 0) {
             return check(&queue.readers.join(file_name), self.block(), queue);
         }
         let block = self.map.base().cast::<CursorBlock>();
-        // SAFETY: the page is ours (locked) and zero; these fields are plain data that nobody reads before the CRC is right.
+        let created_ns = clock::wall_ns();
+        let crc = header_crc(CURSOR_MAGIC, FORMAT_VERSION, queue.identity.queue_id, created_ns);
+        // SAFETY: the page is ours (locked); these fields are plain data that nobody reads before the magic is there. Volatile, so that
+        // the magic stays the last store.
         unsafe {
-            (&raw mut (*block).version).write(FORMAT_VERSION);
-            (&raw mut (*block).queue_id).write(queue.identity.queue_id);
-            (&raw mut (*block).created_ns).write(clock::wall_ns());
-            (&raw mut (*block).magic).write(CURSOR_MAGIC);
-            (&raw mut (*block).header_crc).write(block_crc(&*block));
+            (&raw mut (*block).version).write_volatile(FORMAT_VERSION);
+            (&raw mut (*block).queue_id).write_volatile(queue.identity.queue_id);
+            failpoint::hit("cursor.half_header");
+            (&raw mut (*block).created_ns).write_volatile(created_ns);
+            (&raw mut (*block).header_crc).write_volatile(crc);
+            failpoint::hit("cursor.header");
+            (&raw mut (*block).magic).write_volatile(CURSOR_MAGIC);
         }
+        failpoint::hit("cursor.magic");
         Ok(())
     }
 
@@ -108,10 +110,26 @@ impl Cursor {
         let floor = &queue.control().floor_segment;
         let shift = queue.geometry.segment_shift;
         protocol::join_floor::<Strong>(&block.next_position, floor, position, shift)?;
+        failpoint::hit("cursor.placed_position");
         // Relaxed: published by the Release below.
         block.next_sequence.store(sequence, Ordering::Relaxed);
+        failpoint::hit("cursor.placed_sequence");
         block.placed.store(1, Ordering::Release);
+        failpoint::hit("cursor.placed");
         Ok(())
+    }
+
+    /// Where a recovery has cut the queue below this cursor, and the reader has not been told yet.
+    pub fn cut_sequence(&self) -> Option<u64> {
+        // Relaxed: our own word, under our lock; recovery stored it before the queue had a writer again.
+        let sequence = self.block().cut_sequence.load(Ordering::Relaxed);
+        (sequence != 0).then_some(sequence)
+    }
+
+    /// The reader has been told of the cut, or has gone elsewhere.
+    pub fn clear_cut(&self) {
+        // Relaxed: our own word, under our lock.
+        self.block().cut_sequence.store(0, Ordering::Relaxed);
     }
 
     /// Two stores. P8.
@@ -132,13 +150,37 @@ impl Cursor {
     }
 }
 
-fn block_crc(block: &CursorBlock) -> u32 {
+/// Opens or creates the file and locks it.
+fn lock_file(queue: &QueueDir, name: &str, file_name: &str) -> Result<ByteLock> {
+    loop {
+        let file = queue.readers.open_or_create(file_name, queue.file_mode)?;
+        let taken = ByteLock::try_take(file, LOCK_BYTE)
+            .map_err(|e| Error::io("lock", queue.readers.join(file_name), e))?;
+        match taken {
+            // Removed between our open and our lock: retention would not see this file, nor another reader of that name. Each
+            // further round needs another removal.
+            Ok(lock) if fs::is_unlinked(lock.file()) => drop(lock),
+            Ok(lock) => return Ok(lock),
+            Err(_) => {
+                let pid = inspect(queue, name).map_or(0, |i| i.pid);
+                let (path, name) = (queue.display(), name.to_owned());
+                return Err(ErrorKind::ReaderActive { path, name, pid }.into());
+            }
+        }
+    }
+}
+
+fn header_crc(magic: [u8; 8], version: u32, queue_id: [u8; 16], created_ns: u64) -> u32 {
     let mut head = [0_u8; 36];
-    head[..8].copy_from_slice(&block.magic);
-    head[8..12].copy_from_slice(&block.version.to_le_bytes());
-    head[12..28].copy_from_slice(&block.queue_id);
-    head[28..36].copy_from_slice(&block.created_ns.to_le_bytes());
+    head[..8].copy_from_slice(&magic);
+    head[8..12].copy_from_slice(&version.to_le_bytes());
+    head[12..28].copy_from_slice(&queue_id);
+    head[28..36].copy_from_slice(&created_ns.to_le_bytes());
     crc_of(&head, head.len())
+}
+
+fn block_crc(block: &CursorBlock) -> u32 {
+    header_crc(block.magic, block.version, block.queue_id, block.created_ns)
 }
 
 fn check(path: &str, block: &CursorBlock, queue: &QueueDir) -> Result<()> {
@@ -202,6 +244,29 @@ pub fn inspect(queue: &QueueDir, name: &str) -> Result<CursorInfo> {
     // Relaxed: for people.
     info.opened_ns = block.opened_ns.load(Ordering::Relaxed);
     Ok(info)
+}
+
+/// Tells the cursor of a cut: messages from `next_sequence` on are gone. Whether the cursor stood behind it. One that cannot be
+/// read is left to its reader, which reports it.
+pub fn mark_cut(queue: &QueueDir, name: &str, next_sequence: u64) -> Result<bool> {
+    match inspect(queue, name) {
+        Ok(info) if info.placed && info.next_sequence > next_sequence => {}
+        _ => return Ok(false),
+    }
+    let file_name = file_name(name);
+    let file = queue.readers.open_file(&file_name, true)?;
+    let map = dir::map_exact(&queue.readers, &file_name, &file, CURSOR_BYTES as u64, true)?;
+    // SAFETY: the map is one page, as long as the block; only atomics are used.
+    let word = unsafe { &(*map.base().cast::<CursorBlock>()).cut_sequence };
+    // Relaxed: one recovery at a time, and the reader looks after it.
+    let before = word.load(Ordering::Relaxed);
+    if before == 0 || before > next_sequence {
+        // Relaxed: as above.
+        word.store(next_sequence, Ordering::Relaxed);
+        failpoint::hit("cursor.cut_marked");
+        durable::sync_range(&queue.readers, &file_name, &map, 0, CURSOR_BYTES)?;
+    }
+    Ok(true)
 }
 
 /// Forgets a reader's place.

@@ -1,8 +1,10 @@
 //! The queue's directory: creating it, opening it, its control block and its segment table.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::layout::*;
 use crate::os::{clock, fs, fs::Dir, map::Map, process};
+use crate::queue::durable;
 use crate::queue::options::Options;
 use crate::sync::{AtomicU64, Ordering};
 use std::fs::File;
@@ -111,8 +113,10 @@ impl QueueDir {
     /// The entry of a segment, if the table has it.
     pub fn table_entry(&self, segment: u64) -> Option<&TableEntry> {
         let entry = self.table_slot(segment);
+        // A damaged hint may name any segment; the highest has no entry (0 would be an empty slot).
+        let index_plus_1 = segment.checked_add(1)?;
         // Acquire: pairs with the Release in `write_table_entry`; the other fields are older.
-        (entry.index_plus_1.load(Ordering::Acquire) == segment + 1).then_some(entry)
+        (entry.index_plus_1.load(Ordering::Acquire) == index_plus_1).then_some(entry)
     }
 
     /// Announces a segment that the writer is about to enter. Stores only.
@@ -120,6 +124,7 @@ impl QueueDir {
         let entry = self.table_slot(segment);
         // Relaxed: the entry is invalid while its index is being changed; the Release below publishes it.
         entry.index_plus_1.store(0, Ordering::Relaxed);
+        failpoint::hit("table.cleared");
         entry.end_offset.store(0, Ordering::Release);
         // Relaxed: published by the Release below.
         entry.timestamp_max.store(0, Ordering::Relaxed);
@@ -127,6 +132,7 @@ impl QueueDir {
         entry.timestamp_first.store(0, Ordering::Relaxed);
         // Relaxed: published by the Release below.
         entry.first_sequence.store(first_sequence, Ordering::Relaxed);
+        failpoint::hit("table.filled");
         entry.index_plus_1.store(segment + 1, Ordering::Release);
     }
 
@@ -135,6 +141,7 @@ impl QueueDir {
         let entry = self.table_slot(segment);
         // Relaxed: published by the Release below.
         entry.timestamp_max.store(timestamp_max, Ordering::Relaxed);
+        failpoint::hit("table.half_sealed");
         entry.end_offset.store(end_offset as u64, Ordering::Release);
     }
 
@@ -191,7 +198,12 @@ fn table_bytes(capacity: u32) -> u64 {
 }
 
 /// Maps a file that must have exactly this size: a shorter one would turn a load into a SIGBUS.
+///
+/// The size is looked at after the mapping is made and before it is used, so that a file which is replaced or being built
+/// meanwhile is refused. Against somebody who may write the file and truncates it later, nothing helps but the file's mode.
 pub fn map_exact(dir: &Dir, name: &str, file: &File, bytes: u64, writable: bool) -> Result<Map> {
+    let map = Map::new(file, bytes as usize, writable)
+        .map_err(|e| Error::io("map", dir.join(name), e))?;
     let found = fs::file_len(file).map_err(|e| Error::io("look at", dir.join(name), e))?;
     if found != bytes {
         return Err(ErrorKind::Format {
@@ -202,7 +214,17 @@ pub fn map_exact(dir: &Dir, name: &str, file: &File, bytes: u64, writable: bool)
         }
         .into());
     }
-    Map::new(file, bytes as usize, writable).map_err(|e| Error::io("map", dir.join(name), e))
+    Ok(map)
+}
+
+/// Refuses one field of a file's header.
+pub fn out_of_range<T>(
+    path: String,
+    field: &'static str,
+    found: u64,
+    expected: String,
+) -> Result<T> {
+    Err(ErrorKind::Format { path, field, found: found.to_string(), expected }.into())
 }
 
 /// Compares one field of a file's header.
@@ -290,15 +312,8 @@ pub fn crc_of<T>(header: &T, len: usize) -> u32 {
 /// Makes an empty queue. Everything is in place before `control` appears, by rename.
 fn create(path: &Path, options: &Options) -> Result<()> {
     let geometry = options.geometry()?;
-    match std::os::unix::fs::DirBuilderExt::mode(
-        std::fs::DirBuilder::new().recursive(true),
-        options.dir_mode(),
-    )
-    .create(path)
-    {
-        Ok(()) => {}
-        Err(e) => return Err(Error::io("create directory", path.display().to_string(), e)),
-    }
+    make_directory(path, options.dir_mode())?;
+    failpoint::hit("create.directory");
     let root = Dir::open(path)?;
     refuse_foreign(&root)?;
     // Two creators may meet here: the lock lets one of them build, the other then finds the result.
@@ -311,8 +326,12 @@ fn create(path: &Path, options: &Options) -> Result<()> {
     if root.open_file(CONTROL_FILE, false).is_ok() {
         return Ok(());
     }
+    failpoint::hit("create.locked");
     root.make_subdir(SEGMENTS_DIR, options.dir_mode())?;
+    failpoint::hit("create.segments");
+    refuse_orphans(&root)?;
     root.make_subdir(READERS_DIR, options.dir_mode())?;
+    failpoint::hit("create.readers");
     let identity = new_identity(&root, options, geometry)?;
     write_new(&root, TABLE_FILE, options.file_mode(), table_bytes(identity.table_capacity), |map| {
         // SAFETY: the new map is at least a page long and nobody else has it.
@@ -322,6 +341,24 @@ fn create(path: &Path, options: &Options) -> Result<()> {
         // SAFETY: the new map is a page long and nobody else has it; the rest of the page is zero.
         unsafe { map.base().cast::<Identity>().write(identity) };
     })
+}
+
+/// Makes the directory and those above it, and syncs the names: what is flushed into a queue must be found again.
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    let io = |what, path: &Path, e| Error::io(what, path.display().to_string(), e);
+    let missing: Vec<_> =
+        path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), mode)
+        .create(path)
+        .map_err(|e| io("create directory", path, e))?;
+    for made in missing {
+        let parent = match made.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| io("sync", parent, e))?;
+    }
+    Ok(())
 }
 
 fn new_identity(root: &Dir, options: &Options, geometry: Geometry) -> Result<Identity> {
@@ -354,6 +391,19 @@ fn refuse_foreign(root: &Dir) -> Result<()> {
     }
 }
 
+/// Segments without a control file are a queue that lost it. A new control file would give the directory another identity, and
+/// nothing could read those segments again.
+fn refuse_orphans(root: &Dir) -> Result<()> {
+    match root.subdir(SEGMENTS_DIR)?.list()?.into_iter().find(|n| !n.ends_with(".tmp")) {
+        None => Ok(()),
+        Some(name) => Err(ErrorKind::NotAQueue {
+            path: root.display(),
+            why: format!("the control file is missing, but there is '{SEGMENTS_DIR}/{name}'"),
+        }
+        .into()),
+    }
+}
+
 /// Creates a file of `bytes` zeros, lets `fill` write into it, makes it durable and publishes it by rename.
 pub fn write_new(
     dir: &Dir,
@@ -365,13 +415,18 @@ pub fn write_new(
     let tmp = format!("{name}.tmp");
     dir.remove(&tmp)?;
     let file = dir.create_new(&tmp, mode)?;
+    failpoint::hit("file.created");
     let made = (|| {
         allocate(dir, name, &file, bytes)?;
+        failpoint::hit("file.allocated");
         let map = map_exact(dir, &tmp, &file, bytes, true)?;
         fill(&map);
-        file.sync_all().map_err(|e| Error::io("sync", dir.join(&tmp), e))?;
+        failpoint::hit("file.filled");
+        durable::sync_file(dir, &tmp, &file)?;
+        failpoint::hit("file.synced");
         dir.rename(&tmp, name)?;
-        dir.sync()
+        failpoint::hit("file.renamed");
+        durable::sync_names(dir)
     })();
     if made.is_err() {
         dir.remove(&tmp)?;

@@ -121,18 +121,38 @@ pub struct VerifyReport {
     pub payload_bytes: u64,
     pub timestamp_first: u64,
     pub timestamp_max: u64,
-    /// Position and reason of each stretch that cannot be read. Reading goes on in the next segment.
+    /// Position and reason of each stretch that cannot be read; several missing segments in a row are one. Reading goes on in
+    /// the next segment that exists.
     pub damage: Vec<(u64, String)>,
 }
 
-/// Reads every record, checksums included. Takes as long as reading the files does.
+/// Reads every record, checksums included. Takes as long as reading the files does. `progress` is told how many of how many
+/// segments are done.
 pub fn verify(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     let queue = Arc::new(QueueDir::open(path, false)?);
     let (floor, tail) = (queue.floor_segment(), queue.tail_segment());
     let mut report = VerifyReport::default();
     let mut expected = 0;
-    for index in floor..=tail.max(floor) {
-        progress(index - floor, tail.max(floor) - floor + 1);
+    if floor > tail {
+        let why = format!("the oldest segment is said to be {floor}, the newest {tail}");
+        report.damage.push((0, why));
+    }
+    // By the files, not by counting: a damaged tail may be any number.
+    let mut present: Vec<u64> = queue
+        .segments
+        .list()?
+        .iter()
+        .filter_map(|name| segment::index_of(name))
+        .filter(|index| (floor..=tail).contains(index))
+        .collect();
+    present.sort_unstable();
+    let mut due = floor;
+    for (done, &index) in present.iter().enumerate() {
+        progress(done as u64, present.len() as u64);
+        if note_missing(&queue, due, index, &mut report) {
+            expected = 0;
+        }
+        due = index.saturating_add(1);
         let segment = match Segment::open(&queue, index, false) {
             Ok(segment) => segment,
             Err(e) if e.is_not_found() && index < queue.floor_segment() => continue,
@@ -144,8 +164,28 @@ pub fn verify(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<VerifyR
         };
         expected = verify_segment(&queue, &segment, expected, index == tail, &mut report);
     }
+    note_missing(&queue, due, tail.saturating_add(1), &mut report);
     report.next_sequence = expected.max(1);
     Ok(report)
+}
+
+/// Notes that the segments from `due` to before `index` are missing, if that is not retention's doing.
+fn note_missing(queue: &QueueDir, due: u64, index: u64, report: &mut VerifyReport) -> bool {
+    let due = due.max(queue.floor_segment());
+    if due >= index {
+        return false;
+    }
+    let why = format!("the files of segments {due} to {} are missing", index - 1);
+    report.damage.push((queue.geometry.position(due, 0), why));
+    true
+}
+
+/// Whether a segment without a roll marker is one that the writer is leaving just now, or was about to leave when it died: the
+/// tail hint is stored before the marker.
+fn is_being_left(queue: &QueueDir, segment: &Segment, sequence: u64) -> bool {
+    Segment::open(queue, segment.index + 1, false).is_ok_and(|next| {
+        next.index == queue.tail_segment() && next.first_sequence() == sequence
+    })
 }
 
 /// Returns the sequence number expected next; 0 if damage has hidden it.
@@ -165,7 +205,7 @@ fn verify_segment(
     let mut offset = queue.geometry.data_offset();
     loop {
         let why = match segment.slot(offset) {
-            Slot::Empty if is_tail => return sequence,
+            Slot::Empty if is_tail || is_being_left(queue, segment, sequence) => return sequence,
             Slot::Empty => "records end without a roll marker".to_owned(),
             Slot::Roll => return sequence,
             Slot::Bad(commit) => format!("commit word {commit:#x} does not fit the segment"),

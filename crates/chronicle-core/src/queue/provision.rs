@@ -5,6 +5,7 @@
 //! pointers; it never waits, and where the worker is late it does the work itself and counts that.
 
 use crate::error::Result;
+use crate::os::process;
 use crate::protocol::{Slot, Strong};
 use crate::queue::dir::QueueDir;
 use crate::queue::reader::Reader;
@@ -178,6 +179,7 @@ struct Shared {
 pub struct Provisioner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    fork_generation: u64,
 }
 
 impl Provisioner {
@@ -187,7 +189,7 @@ impl Provisioner {
         let thread = std::thread::Builder::new()
             .name("chr-provision".into())
             .spawn(move || theirs.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), fork_generation: process::fork_generation() })
     }
 
     pub fn attach_writer(&self, writer: &Writer, chores: Chores) {
@@ -217,6 +219,11 @@ impl Provisioner {
 
     /// Stops the thread and waits for it.
     pub fn stop(&mut self) {
+        if self.fork_generation != process::fork_generation() {
+            // A forked child has neither the thread, which it would wait for in vain, nor a list that is surely unlocked.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         self.shared.stop.store(1, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();

@@ -154,7 +154,8 @@ impl Reader {
     pub fn advance(&mut self, raw: &RawRecord) {
         debug_assert!(raw.offset == self.offset);
         self.offset = raw.end();
-        self.sequence = raw.sequence + 1;
+        // Wrapping: only a damaged file holds the highest number, and then no record follows it.
+        self.sequence = raw.sequence.wrapping_add(1);
     }
 
     /// Checks a record that is not plainly the expected one.
@@ -169,10 +170,14 @@ impl Reader {
         if raw.sequence == self.sequence {
             return Ok(raw);
         }
-        let Some(reason) = self.gap.take() else {
+        let Some(reason) = self.gap.filter(|&reason| self.may_be_gap(&raw, reason)) else {
             let why = format!("sequence={} expected={}", raw.sequence, self.sequence);
             return Err(self.corrupt(why));
         };
+        self.gap = None;
+        if let Some(cursor) = &self.cursor {
+            cursor.clear_cut();
+        }
         let first_missing = self.sequence.min(raw.sequence);
         self.sequence = raw.sequence;
         self.gaps += 1;
@@ -184,6 +189,17 @@ impl Reader {
             reason,
         }
         .into())
+    }
+
+    /// Whether a gap explains this record: the segment must agree with its number, and retention only ever skips forward (a cut uses
+    /// numbers again).
+    fn may_be_gap(&self, raw: &RawRecord, reason: GapReason) -> bool {
+        let stands_right = if self.offset == self.geometry.data_offset() {
+            raw.sequence == self.segment.first_sequence()
+        } else {
+            self.segment.may_hold(raw.sequence)
+        };
+        stands_right && (reason != GapReason::Retention || raw.sequence > self.sequence)
     }
 
     /// Goes on in the next segment; past a deleted one, in the oldest that exists.
@@ -287,7 +303,13 @@ impl Reader {
     pub fn seek(&mut self, start: Start) -> Result<()> {
         let place = match start {
             Start::Resume => start_place(&self.queue, self.cursor.as_ref(), Start::Resume)?,
-            other => seek::find(&self.queue, other)?,
+            other => {
+                let place = seek::find(&self.queue, other)?;
+                if let Some(cursor) = &self.cursor {
+                    cursor.clear_cut();
+                }
+                place
+            }
         };
         self.enter(place.segment);
         self.offset = place.offset;
@@ -382,28 +404,44 @@ fn open_cursor(queue: &QueueDir, name: &str) -> Result<Option<Cursor>> {
 
 /// Finds the place to start at and puts the cursor there, where it cannot be overtaken by retention. P7.
 fn start_place(queue: &Arc<QueueDir>, cursor: Option<&Cursor>, start: Start) -> Result<Place> {
-    let start = match (start, cursor.and_then(Cursor::resume_sequence)) {
-        (Start::Resume, Some(sequence)) => Start::Sequence(sequence),
-        (Start::Resume, None) => Start::Earliest,
-        (other, _) => other,
+    let resumes = start == Start::Resume;
+    let resume_sequence = cursor.and_then(Cursor::resume_sequence);
+    let cut_sequence = cursor.filter(|_| resumes).and_then(Cursor::cut_sequence);
+    let start = match (start, resume_sequence, cut_sequence) {
+        (Start::Resume, Some(sequence), cut) => Start::Sequence(cut.unwrap_or(sequence).min(sequence)),
+        (Start::Resume, None, _) => Start::Earliest,
+        (other, _, _) => other,
     };
     loop {
-        let place = match seek::find(queue, start) {
-            // The cursor is ahead of the queue: a power loss took what it had read.
-            Err(e) if matches!(e.kind(), ErrorKind::SequenceNotWritten { .. }) && was_cut(queue) => {
+        let mut place = match seek::find(queue, start) {
+            // The cursor is ahead of the queue, and recovery could not tell it so.
+            Err(e)
+                if resumes
+                    && matches!(e.kind(), ErrorKind::SequenceNotWritten { .. })
+                    && was_cut(queue) =>
+            {
                 let mut place = seek::tail(queue)?;
-                if let Start::Sequence(sequence) = start {
-                    place.sequence = sequence;
-                }
+                place.sequence = resume_sequence.unwrap_or(place.sequence);
                 place.gap = Some(GapReason::Cut);
                 place
             }
             other => other?,
         };
-        let Some(cursor) = cursor else { return Ok(place) };
-        if cursor.place(queue, place.sequence, place.position()).is_ok() {
-            return Ok(place);
+        if let Some(cursor) = cursor
+            && cursor.place(queue, place.sequence, place.position()).is_err()
+        {
+            continue;
         }
+        match (cut_sequence, cursor) {
+            // The numbers from here on were used before: whatever comes, it is not what this reader expects.
+            (Some(_), _) if place.gap.is_none() => {
+                place.sequence = resume_sequence.unwrap_or(0).max(place.sequence + 1);
+                place.gap = Some(GapReason::Cut);
+            }
+            (None, Some(cursor)) => cursor.clear_cut(),
+            _ => {}
+        }
+        return Ok(place);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Deletes segments that the policy lets go and no live reader needs. No policy, no deletion.
 
 use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::layout::RECORD_ALIGN;
 use crate::os::{clock, fs::ByteLock};
 use crate::protocol::{self, Strong};
-use crate::queue::cursor;
+use crate::queue::{cursor, durable, recovery};
 use crate::queue::dir::{LOCK_BYTE_RETENTION, LOCK_FILE, QueueDir};
-use crate::queue::segment;
+use crate::queue::segment::{self, Segment, Slot};
 use crate::sync::Ordering;
 
 /// What may go. A segment must be allowed to go by one of the limits; with neither, nothing goes.
@@ -35,7 +37,7 @@ pub fn allowed(queue: &QueueDir, policy: &RetentionPolicy, now_ns: u64) -> u64 {
     if let Some(bytes_max) = policy.bytes_max {
         // The tail counts as a whole: its file is.
         let fit = bytes_max >> queue.geometry.segment_shift;
-        keep = keep.max((tail + 1).saturating_sub(fit.max(1)));
+        keep = keep.max(tail.saturating_add(1).saturating_sub(fit.max(1)));
     }
     if let Some(age_ns_max) = policy.age_ns_max {
         let old = |index: u64| {
@@ -52,7 +54,18 @@ pub fn allowed(queue: &QueueDir, policy: &RetentionPolicy, now_ns: u64) -> u64 {
         }
         keep = keep.max(index);
     }
-    keep.min(tail)
+    let keep = keep.min(tail);
+    // A writer that dies in a roll leaves the last full segment without its marker, until the next writer stores it. An unregistered
+    // reader at its end would wait for ever if the file were gone by then.
+    if keep == tail && tail > floor && !has_marker(queue, tail - 1) { keep - 1 } else { keep }
+}
+
+fn has_marker(queue: &QueueDir, index: u64) -> bool {
+    let Some(entry) = queue.table_entry(index) else { return false };
+    let end = entry.end_offset.load(Ordering::Acquire) as usize;
+    let plausible = end.is_multiple_of(RECORD_ALIGN)
+        && (queue.geometry.data_offset()..=queue.geometry.data_limit()).contains(&end);
+    plausible && Segment::open(queue, index, false).is_ok_and(|s| s.slot(end) == Slot::Roll)
 }
 
 /// Applies a policy once. Two that run at the same time do no harm: the second does nothing. P6.
@@ -62,16 +75,23 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
         floor_segment: queue.floor_segment(),
         ..RetentionReport::default()
     };
+    // After a power loss the control block may speak of segments that recovery will not find. Not before a writer was here.
+    if !recovery::is_same_boot(queue) {
+        return Ok(report);
+    }
     if report.allowed_segment <= report.floor_segment && !has_leftovers(queue, report.floor_segment)? {
         return Ok(report);
     }
+    check_ends(queue)?;
     let file = queue.root.open_file(LOCK_FILE, true)?;
     let lock = ByteLock::try_take(file, LOCK_BYTE_RETENTION)
         .map_err(|e| Error::io("lock", queue.root.join(LOCK_FILE), e))?;
     let Ok(_lock) = lock else { return Ok(report) };
     let mut held = Ok(None);
     let control = queue.control();
-    let floor = protocol::raise_floor::<Strong>(&control.floor_segment, report.allowed_segment, || {
+    // Lower than the floor in force while a reader stands below it.
+    let deletable = protocol::raise_floor::<Strong>(&control.floor_segment, report.allowed_segment, || {
+        failpoint::hit("retention.look");
         held = lowest_live(queue);
         match &held {
             Ok(Some((segment, _))) => Some(*segment),
@@ -85,16 +105,37 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
     {
         report.held_by = Some(name);
     }
-    for name in queue.segments.list()? {
-        if segment::index_of(&name).is_some_and(|index| index < floor) {
-            queue.segments.remove(&name)?;
-            report.segments_deleted += 1;
-        }
+    let mut names = queue.segments.list()?;
+    names.retain(|name| segment::index_of(name).is_some_and(|index| index < deletable));
+    if !names.is_empty() {
+        // After a power loss a file that is missing above the floor is a loss, so the floor must reach the disk first.
+        durable::sync_control(queue)?;
+        failpoint::hit("retention.floor_synced");
     }
-    report.floor_segment = floor;
+    // The highest last: it is what `has_leftovers` looks for if we die here.
+    names.sort_unstable();
+    for name in names {
+        queue.segments.remove(&name)?;
+        failpoint::hit("retention.removed");
+        report.segments_deleted += 1;
+    }
+    report.floor_segment = queue.floor_segment();
     // Relaxed: a counter for people.
     control.segments_deleted.fetch_add(report.segments_deleted, Ordering::Relaxed);
     Ok(report)
+}
+
+/// What is deleted is gone, so the two words that decide about it must make sense: a damaged tail would let everything go.
+fn check_ends(queue: &QueueDir) -> Result<()> {
+    let (floor, tail) = (queue.floor_segment(), queue.tail_segment());
+    let why = if floor > tail {
+        format!("the oldest segment is {floor}, but the newest is {tail}")
+    } else if Segment::open(queue, tail, false)?.first_sequence() == 0 {
+        format!("the newest segment is said to be {tail}, which holds nothing")
+    } else {
+        return Ok(());
+    };
+    Err(queue.corrupt(queue.geometry.position(tail, 0), why))
 }
 
 /// Files below the floor stay behind if whoever deleted them was killed.

@@ -57,6 +57,10 @@ fn vanished(queue: &QueueDir, index: u64) -> Result<()> {
     if queue.is_removed() {
         return Err(ErrorKind::QueueRemoved { path: queue.display() }.into());
     }
+    if index == 0 && queue.control().epoch.load(Ordering::Acquire) == 0 {
+        let why = "its first writer has not finished creating it".to_owned();
+        return Err(ErrorKind::NotAQueue { path: queue.display(), why }.into());
+    }
     Err(ErrorKind::SegmentMissing { path: queue.display(), index }.into())
 }
 
@@ -84,22 +88,32 @@ fn by_sequence(queue: &QueueDir, sequence: u64) -> Result<Place> {
             let offset = queue.geometry.data_offset();
             return Ok(Place { segment, offset, sequence, gap: Some(GapReason::Retention) });
         }
-        return walk_to(queue, segment, |r| r.sequence >= sequence, |e| e.sequence <= sequence, |next| {
-            if sequence > next {
-                return Err(ErrorKind::SequenceNotWritten {
-                    path: queue.display(),
-                    sequence,
-                    next,
+        let walked = walk_to(
+            queue,
+            segment,
+            |r| r.sequence >= sequence,
+            |e| e.sequence <= sequence,
+            |next| {
+                if sequence <= next {
+                    return Ok(());
                 }
-                .into());
-            }
-            Ok(())
-        });
+                let path = queue.display();
+                Err(ErrorKind::SequenceNotWritten { path, sequence, next }.into())
+            },
+        )?;
+        if let Some(place) = walked {
+            return Ok(place);
+        }
     }
 }
 
 fn not_entered(queue: &QueueDir, segment: Arc<Segment>, sequence: u64) -> Result<Place> {
-    if segment.index != 0 || sequence > 1 {
+    if segment.index != 0 {
+        // A segment becomes floor or tail only after the writer has entered it.
+        let why = format!("segment {} holds nothing, but the control block leads there", segment.index);
+        return Err(queue.corrupt(queue.geometry.position(segment.index, 0), why));
+    }
+    if sequence > 1 {
         let next = 1;
         return Err(ErrorKind::SequenceNotWritten { path: queue.display(), sequence, next }.into());
     }
@@ -144,13 +158,17 @@ fn by_time(queue: &QueueDir, timestamp_ns: u64) -> Result<Place> {
         if segment.first_sequence() == 0 {
             return not_entered(queue, segment, 1);
         }
-        return walk_to(
+        let walked = walk_to(
             queue,
             segment,
             |r| r.timestamp_ns >= timestamp_ns,
             |e| e.timestamp_max < timestamp_ns,
             |_| Ok(()),
-        );
+        )?;
+        if let Some(place) = walked {
+            return Ok(place);
+        }
+        index = index.max(queue.floor_segment());
     }
 }
 
@@ -177,7 +195,9 @@ pub fn tail(queue: &QueueDir) -> Result<Place> {
         if segment.first_sequence() == 0 {
             return not_entered(queue, segment, 1);
         }
-        return walk_to(queue, segment, |_| false, |_| true, |_| Ok(()));
+        if let Some(place) = walk_to(queue, segment, |_| false, |_| true, |_| Ok(()))? {
+            return Ok(place);
+        }
     }
 }
 
@@ -194,8 +214,9 @@ fn entry(segment: &Segment, block: usize) -> Option<EntryView> {
     // Acquire: pairs with the Release in `write_index`.
     let offset = entry.offset.load(Ordering::Acquire) as usize;
     let geometry = segment.geometry;
-    let plausible = offset % RECORD_ALIGN == 0
-        && (geometry.data_offset()..geometry.data_limit()).contains(&offset);
+    // The record starts in or after the block: an entry that points backwards would repeat or hide messages.
+    let first = geometry.data_offset().max(block * INDEX_BLOCK_BYTES);
+    let plausible = offset % RECORD_ALIGN == 0 && (first..geometry.data_limit()).contains(&offset);
     plausible.then(|| EntryView {
         offset,
         // Relaxed: published by `offset`.
@@ -208,7 +229,9 @@ fn entry(segment: &Segment, block: usize) -> Option<EntryView> {
 /// The record that an index entry points at, checked against it.
 pub fn entry_record(queue: &QueueDir, segment: &Segment, block: usize) -> Result<RawRecord> {
     let found = entry(segment, block).and_then(|e| match segment.slot(e.offset) {
-        Slot::Record(record) if record.sequence == e.sequence => Some(record),
+        Slot::Record(record) if record.sequence == e.sequence => {
+            segment.may_hold(record.sequence).then_some(record)
+        }
         _ => None,
     });
     found.ok_or_else(|| {
@@ -233,14 +256,16 @@ fn last_entry(segment: &Segment, before: impl Fn(&EntryView) -> bool) -> Option<
 }
 
 /// Walks from the last index entry that satisfies `before` to the first record that satisfies `found`, into later segments if it
-/// must; at the end asks `at_end` whether the end will do.
+/// must; at the end asks `at_end` whether the end will do. `None` if retention was faster: then the search starts anew.
+///
+/// Comes to an end whatever the files hold: offsets grow within a segment, and each further segment has a higher index.
 fn walk_to(
     queue: &QueueDir,
     mut segment: Arc<Segment>,
     found: impl Fn(&RawRecord) -> bool,
     before: impl Fn(&EntryView) -> bool,
     at_end: impl Fn(u64) -> Result<()>,
-) -> Result<Place> {
+) -> Result<Option<Place>> {
     let geometry = segment.geometry;
     let (mut offset, mut sequence) = match last_entry(&segment, before) {
         Some(block) => {
@@ -254,13 +279,13 @@ fn walk_to(
         match segment.slot(offset) {
             Slot::Empty => {
                 at_end(sequence)?;
-                return Ok(Place { segment, offset, sequence, gap: None });
+                return Ok(Some(Place { segment, offset, sequence, gap: None }));
             }
             Slot::Record(record) if record.sequence != sequence => {
                 return Err(bad(format!("sequence={} expected={sequence}", record.sequence)));
             }
             Slot::Record(record) if found(&record) => {
-                return Ok(Place { segment, offset, sequence, gap: None });
+                return Ok(Some(Place { segment, offset, sequence, gap: None }));
             }
             Slot::Record(record) => {
                 offset = record.end();
@@ -270,7 +295,11 @@ fn walk_to(
                 return Err(bad(format!("commit word {commit:#x} does not fit the segment")));
             }
             Slot::Roll => {
-                let next = Segment::open(queue, segment.index + 1, false)?;
+                let index = segment.index + 1;
+                let next = match Segment::open(queue, index, false) {
+                    Err(e) if e.is_not_found() => return vanished(queue, index).map(|()| None),
+                    other => other?,
+                };
                 if next.first_sequence() != sequence {
                     return Err(bad(format!(
                         "segment {} starts with {}, expected {sequence}",

@@ -72,8 +72,17 @@ impl Segment {
     }
 
     /// Opens a published segment for reading (or, for the writer, for writing) and checks its header.
+    ///
+    /// # Errors
+    /// `Format` for anything else than a segment of this queue with this index; that its numbers fit is checked here, so that
+    /// positions, `index + 1` and sequence numbers can be computed without a check later.
     pub fn open(queue: &QueueDir, index: u64, writable: bool) -> Result<Arc<Self>> {
         let name = file_name(index);
+        let index_max = queue.geometry.segment_index_max();
+        if index > index_max {
+            let path = queue.segments.join(&name);
+            return dir::out_of_range(path, "segment_index", index, format!("at most {index_max}"));
+        }
         let file = queue.segments.open_file(&name, writable)?;
         let bytes = queue.geometry.segment_bytes() as u64;
         let map = dir::map_exact(&queue.segments, &name, &file, bytes, writable)?;
@@ -90,7 +99,19 @@ impl Segment {
         expect(&path, "queue_id", header.queue_id, queue.identity.queue_id)?;
         expect(&path, "segment_index", header.index, self.index)?;
         expect(&path, "segment_shift", header.segment_shift, queue.geometry.segment_shift)?;
-        expect(&path, "header_crc", header.header_crc, header_crc(header))
+        expect(&path, "header_crc", header.header_crc, header_crc(header))?;
+        let first = self.first_sequence();
+        if first >= SEQUENCE_LIMIT {
+            let expected = format!("less than {SEQUENCE_LIMIT}");
+            return dir::out_of_range(path, "first_sequence", first, expected);
+        }
+        Ok(())
+    }
+
+    /// Whether a record with that number can stand in this segment.
+    pub fn may_hold(&self, sequence: u64) -> bool {
+        let nth = sequence.checked_sub(self.first_sequence());
+        nth.is_some_and(|nth| nth < self.geometry.records_max())
     }
 
     /// Gives the writer a segment that it has not entered: creates and publishes it, or takes the one that was prepared

@@ -9,7 +9,8 @@ use crate::failpoint;
 use crate::layout::*;
 use crate::os::{clock, clock::Clock, fs, fs::ByteLock, futex, process};
 use crate::protocol::{self, Strong};
-use crate::queue::dir::{LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
+use crate::queue::durable;
+use crate::queue::dir::{self, LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
 use crate::queue::options::Options;
 use crate::queue::provision::Endpoint;
 use crate::queue::recovery::{self, RecoveryReport};
@@ -74,6 +75,10 @@ impl Writer {
             return Err(Error::io("write to queue", queue.display(), fs::read_only()));
         }
         let lock = take_lock(&queue)?;
+        // A roll stores into the table; its pages must not fault then.
+        let table = queue.table_map();
+        let table_bytes = table.len() as u64;
+        table.populate().map_err(|e| dir::full_or(e, &queue.root, dir::TABLE_FILE, table_bytes))?;
         let tail = recovery::recover(&queue)?;
         let control = queue.control();
         failpoint::hit("open.recovered");
@@ -84,8 +89,15 @@ impl Writer {
         control.boot_id[0].store(boot[0], Ordering::Relaxed);
         // Relaxed: as above.
         control.boot_id[1].store(boot[1], Ordering::Relaxed);
+        failpoint::hit("open.boot_id");
         // Relaxed: for messages only.
         control.opened_ns.store(clock::wall_ns(), Ordering::Relaxed);
+        // Before the first append, so that a control block with epoch zero, or with an epoch that files set aside carry already,
+        // cannot turn up beside newer records after a power loss.
+        durable::sync_control(&queue)?;
+        failpoint::hit("open.synced");
+        // The last writer may have died between a commit and its wake-up, or with the flag cleared and nobody woken.
+        ring_slowly(&control.doorbell);
         let head = Head {
             base: tail.segment.base(),
             offset: tail.offset,
@@ -153,7 +165,7 @@ impl Writer {
         timestamp_ns: Option<u64>,
     ) -> Result<u64> {
         let first = self.head.sequence;
-        if len == 0 || payloads.len() % len != 0 {
+        if len == 0 || !payloads.len().is_multiple_of(len) {
             return Err(Error::bad("batch", payloads.len(), format!("a multiple of the record length {len} > 0")));
         }
         let timestamp_ns = timestamp_ns.unwrap_or_else(|| self.clock.now_ns());
@@ -284,6 +296,7 @@ impl Writer {
         let counter = if inline { &control.rolls_inline } else { &control.rolls };
         // Relaxed: a counter for people.
         counter.fetch_add(1, Ordering::Relaxed);
+        failpoint::hit("roll.counted");
         let old = std::mem::replace(&mut self.segment, next);
         self.endpoint.retire(old);
         self.endpoint.want(index + 1);
@@ -311,7 +324,7 @@ impl Writer {
         if self.fork_generation != process::fork_generation() {
             return Err(ErrorKind::Forked.into());
         }
-        super::durable::flush_to(&self.queue, self.next_position(), self.head.sequence)?;
+        durable::flush_to(&self.queue, self.next_position(), self.head.sequence)?;
         Ok(self.head.sequence - 1)
     }
 
@@ -338,6 +351,11 @@ impl Writer {
 
     pub fn queue(&self) -> &Arc<QueueDir> {
         &self.queue
+    }
+
+    /// Whether the next segment lies mapped and ready, so that the next roll makes no system call.
+    pub fn is_provisioned(&self) -> bool {
+        self.endpoint.is_ready()
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
@@ -375,6 +393,7 @@ fn take_lock(queue: &QueueDir) -> Result<ByteLock> {
 #[inline(never)]
 fn ring_slowly(bell: &protocol::Doorbell) {
     bell.ring::<Strong>();
+    failpoint::hit("ring.moved");
     futex::wake_all(&bell.ring);
 }
 
@@ -431,6 +450,7 @@ impl Head {
             (&raw mut (*header).sequence).write(self.sequence);
             failpoint::hit("fill.sequence");
             (&raw mut (*header).timestamp_ns).write(timestamp_ns);
+            failpoint::hit("fill.timestamp");
             (&raw mut (*header).crc).write(crc);
             failpoint::hit("fill.header");
             std::ptr::copy_nonoverlapping(

@@ -1,0 +1,30 @@
+"""Market data feeds: captures and packets to typed messages.
+
+Layout of this package, from the bytes up:
+
+- `source`: plain and compressed files.
+- `pcap`: capture files to UDP payloads.
+- `blocks`, `wire`, `packets`, `batch`: what the packet feeds share: finding messages, filling
+  typed records a column at a time, putting them in order.
+- `continuity`: gaps, restarts and duplicates of sequenced streams.
+- `iex`, `mold`, `itch`, `binance` (with `decimals`): one feed each; the message classes are here.
+- `type_ids`, `catalog`: the number space, the table of all classes, recognizing a file.
+- `capture`: `import_capture`, which puts it all together.
+- `generate`: a made-up market, for demos and tests.
+
+Importing this package imports NumPy.
+"""
+
+from chronicle.feeds.batch import Batch, Counts
+from chronicle.feeds.capture import Capture, import_capture
+from chronicle.feeds.catalog import guess_feed, message_classes, type_name
+
+__all__ = [
+    "Batch",
+    "Capture",
+    "Counts",
+    "guess_feed",
+    "import_capture",
+    "message_classes",
+    "type_name",
+]

@@ -1,0 +1,30 @@
+"""Fixtures that every folder of tests uses."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of the test's own, in memory where there is a ``/dev/shm``.
+
+    Queues allocate whole segments, and on a disk that would be most of what the tests do.
+    """
+    shm = Path("/dev/shm")
+    in_memory = shm.is_dir() and os.access(shm, os.W_OK)
+    with tempfile.TemporaryDirectory(
+        prefix="chronicle-test-", dir=shm if in_memory else None, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    """Where the test's queue will be. Nothing is there yet."""
+    return folder / "queue"
