@@ -55,6 +55,9 @@ Start: TypeAlias = Literal["resume", "earliest", "latest"] | int | dt.datetime
 
 SCHEMA_FILE = "queue.json"
 _SCHEMA_VERSION = 1
+# Nothing that is larger was written by `_write_schema`; it need not be read to be refused.
+_SCHEMA_BYTES_MAX = 64 << 20
+_U64_MAX = (1 << 64) - 1
 
 
 def start_as_pair(start: Start) -> tuple[str, int]:
@@ -75,7 +78,7 @@ def start_as_pair(start: Start) -> tuple[str, int]:
         since = start - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
         micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         return "time", max(micros, 0) * 1_000
-    if isinstance(start, int) and not isinstance(start, bool) and start >= 0:
+    if isinstance(start, int) and not isinstance(start, bool) and 0 <= start <= _U64_MAX:
         return "sequence", start
     raise BadArgument(
         f"bad start: found={start!r} expected='resume', 'earliest', 'latest', "
@@ -326,6 +329,10 @@ class QueueReader(_core.QueueReader):
 
     def seek_time_ns(self, timestamp_ns: int) -> None:
         """Move to the first message, in sequence order, whose timestamp is at least this."""
+        if not 0 <= timestamp_ns <= _U64_MAX:
+            raise BadArgument(
+                f"bad timestamp_ns: found={timestamp_ns} expected=nanoseconds since 1970, 64 bits"
+            )
         self._seek("time", timestamp_ns)
 
     def decode(self, message: Message) -> MessageBase:
@@ -617,9 +624,12 @@ class Queue:
 def _read_schema(path: Path) -> dict[int, type[MessageBase]]:
     file = path / SCHEMA_FILE
     try:
-        text = file.read_bytes()
+        # Not blocking: somebody may have put a pipe there.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
+    with os.fdopen(descriptor, "rb") as stream:
+        text = stream.read(_SCHEMA_BYTES_MAX)
     try:
         stored = json.loads(text)
         version = stored["version"]
@@ -641,7 +651,15 @@ def _read_schema(path: Path) -> dict[int, type[MessageBase]]:
             expected=str(_SCHEMA_VERSION),
         )
     classes = [message_from_schema(entry) for entry in entries]
-    return {cls.type_id: cls for cls in classes}
+    found = {cls.type_id: cls for cls in classes}
+    if len(found) != len(classes):
+        raise FormatError(
+            f"'{file}' has two messages with one type_id; restore it",
+            field="schema",
+            found="a type_id twice",
+            expected="each type_id once",
+        )
+    return found
 
 
 def _merge_schema(

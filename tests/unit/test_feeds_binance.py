@@ -14,7 +14,7 @@ from chronicle.feeds import binance as feed
 from chronicle.feeds.continuity import StreamGap
 from chronicle.feeds.decimals import parse_fixed, parse_fixed_many
 from chronicle.feeds.type_ids import BINANCE_RAW
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.feeds_support import BINANCE_FILE, messages, sample
@@ -146,6 +146,7 @@ def test_unusual_numbers_that_fit_are_exact() -> None:
         max_size=20,
     )
 )
+@settings(deadline=None)
 def test_many_numbers_at_once_equal_one_at_a_time(texts: list[str]) -> None:
     values, bad = parse_fixed_many(texts)
     assert len(values) == len(bad) == len(texts)

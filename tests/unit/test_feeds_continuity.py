@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from chronicle.feeds.batch import Counts
 from chronicle.feeds.continuity import Continuity, Headers, StreamGap, StreamRestart
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 Packet = tuple[int, int, int]
@@ -31,6 +31,7 @@ packets_strategy = st.lists(
 
 
 @given(packets_strategy, st.integers(1, 10))
+@settings(deadline=None)
 def test_every_number_comes_once_or_is_announced_as_missing(
     packets: list[Packet], chunk: int
 ) -> None:
@@ -56,6 +57,7 @@ def test_every_number_comes_once_or_is_announced_as_missing(
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 20))
+@settings(deadline=None)
 def test_an_unbroken_chain_is_silent_however_it_is_chunked(counts: list[int], chunk: int) -> None:
     sequence = 1
     packets: list[Packet] = []

@@ -13,7 +13,7 @@ from chronicle.feeds import Batch, Counts, import_capture
 from chronicle.feeds import itch as feed
 from chronicle.feeds.blocks import split_run
 from chronicle.feeds.type_ids import ITCH, ITCH_RAW
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.feeds_support import ITCH_FILE, blocks, delete, messages, sample
@@ -174,6 +174,7 @@ def naive_run(data: bytes) -> tuple[list[int], list[int], int]:
     ),
     st.binary(max_size=12),
 )
+@settings(deadline=None)
 def test_finding_blocks_by_scanning_equals_walking_them(run: list[bytes], tail: bytes) -> None:
     data = blocks(run, ">") + tail
     positions, lengths, end = split_run(np.frombuffer(data, np.uint8), feed.LENGTHS)
@@ -181,6 +182,7 @@ def test_finding_blocks_by_scanning_equals_walking_them(run: list[bytes], tail: 
 
 
 @given(st.binary(max_size=400))
+@settings(deadline=None)
 def test_finding_blocks_in_noise_equals_walking_them(data: bytes) -> None:
     positions, lengths, end = split_run(np.frombuffer(data, np.uint8), feed.LENGTHS)
     assert (positions.tolist(), lengths.tolist(), end) == naive_run(data)

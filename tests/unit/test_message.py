@@ -35,7 +35,7 @@ from chronicle.message import (
     u32,
     u64,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -350,6 +350,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_no_schema_from_a_file_raises_anything_untyped(data: st.DataObject) -> None:
     schema = json.loads(json.dumps(Everything.schema))
     target: Any = data.draw(st.sampled_from([schema, *schema["fields"]]))
@@ -362,6 +363,7 @@ def test_no_schema_from_a_file_raises_anything_untyped(data: st.DataObject) -> N
 
 
 @given(json_values)
+@settings(deadline=None)
 def test_nothing_that_json_can_say_breaks_the_schema_reader(value: Any) -> None:
     with pytest.raises(DecodeError):
         message_from_schema(value)

@@ -28,6 +28,7 @@ from tests.queue_support import (
     payloads,
     publisher,
     run_python_mounted,
+    running,
     segment_file,
     seqs,
     snapshot,
@@ -308,7 +309,7 @@ def test_publish_packs_a_typed_message(path: Path):
         message = reader.next()
         assert message is not None
         assert (message.type_id, message.timestamp_ns) == (Trade.type_id, 9)
-        assert reader.decode(message) == trade
+        assert reader.decode(message).as_dict() == trade.as_dict()
 
 
 def test_flush_tells_the_last_durable_sequence_number(path: Path):
@@ -316,7 +317,7 @@ def test_flush_tells_the_last_durable_sequence_number(path: Path):
         assert writer.flush() == 0
         fill(writer, 10)
         assert writer.flush() == 10
-        assert chronicle.inspect(path)["durable_seq"] == 11
+        assert chronicle.inspect(path)["durable_seq"] == 10
         assert writer.flush() == 10
 
 
@@ -474,21 +475,19 @@ def test_an_unknown_wait_strategy_is_refused(path: Path):
         subscriber(path, wait="busy")
 
 
-@pytest.mark.parametrize("timeout", [float("inf"), 1e30, 1e19])
-def test_a_timeout_beyond_all_clocks_waits_or_is_refused(path: Path, timeout: float):
+@pytest.mark.parametrize("timeout", [float("inf"), 1e30, 1e19, 1e9])
+def test_a_timeout_beyond_all_clocks_waits(path: Path, timeout: float):
     with publisher(path) as writer, subscriber(path) as reader:
-        fill(writer, 1)
-        try:
+        with running(lambda: [time.sleep(0.01), writer.append(1, b"x")]):
             assert reader.wait(timeout) is True
-        except chronicle.BadArgument:
-            pass
-        assert reader.next() is not None
 
 
 def test_a_timeout_must_be_a_number(path: Path):
     with publisher(path), subscriber(path) as reader:
         with pytest.raises(TypeError):
             reader.wait("soon")  # type: ignore[arg-type]
+        with pytest.raises(chronicle.BadArgument, match="nan"):
+            reader.wait(float("nan"))
 
 
 # --- Where a reader starts ---
@@ -915,7 +914,7 @@ def test_a_provisioner_applies_retention_and_flushes(path: Path):
             fill_segments(writer, 6)
             goal = writer.next_seq
             wait_until(lambda: chronicle.inspect(path)["floor_segment"] >= 5)
-            wait_until(lambda: chronicle.inspect(path)["durable_seq"] == goal)
+            wait_until(lambda: chronicle.inspect(path)["durable_seq"] == goal - 1)
             # What is behind the tail was never touched.
             assert writer.append(1, b"x") == goal
 
@@ -978,11 +977,11 @@ def test_a_symlink_inside_a_queue_is_not_followed(path: Path, folder: Path, name
     publisher(path, schema=[Trade]).close()
     (path / name).rename(folder / "elsewhere")
     (path / name).symlink_to(folder / "elsewhere")
-    before = snapshot(folder / "elsewhere") or (folder / "elsewhere").read_bytes()
+    before = snapshot(folder)
     with pytest.raises((chronicle.ChronicleError, OSError)):
         with publisher(path, schema=[Trade]), subscriber(path, "me") as reader:
             assert reader.schema
-    assert (snapshot(folder / "elsewhere") or (folder / "elsewhere").read_bytes()) == before
+    assert snapshot(folder) == before
 
 
 def test_a_symlink_in_place_of_a_segment_or_a_cursor_is_not_followed(path: Path, folder: Path):

@@ -1,7 +1,7 @@
 """``chronicle bench``: what this machine and this file system do, each figure beside its floor.
 
-The floor of a call is a native method that takes the same arguments and does nothing; the floor of
-a copy is the same copy between plain, mapped memory. Both are measured here, right before the figure.
+The floor of a call is a native method that takes the same arguments and does nothing; the floor
+of a copy is the same copy between plain, mapped memory. Both are measured in turn with the figure.
 It is a quick look; ``make bench`` in the repository measures between processes and against peers.
 """
 
@@ -45,15 +45,15 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure."""
-    import os
     import tempfile
+    from pathlib import Path
 
     from chronicle.cli.machine import machine_facts
     from chronicle.cli.measure import measure_all
     from chronicle.cli.output import print_json
     from chronicle.errors import BadArgument
 
-    if not os.path.isdir(options.path):
+    if not Path(options.path).is_dir():
         raise BadArgument(f"no such directory: found={options.path!r}; choose one with --path")
     with tempfile.TemporaryDirectory(prefix="chronicle-bench-", dir=options.path) as folder:
         facts = machine_facts(folder)

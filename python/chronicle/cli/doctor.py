@@ -54,18 +54,18 @@ def run(options: argparse.Namespace) -> int:
     from chronicle.cli.output import console, look_at, print_json
     from chronicle.errors import FormatError
 
+    facts: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
+    held: list[Hold] = []
     try:
         facts = look_at(options.queue)
+        report = _verify(options.queue) if options.verify else None
+        ends = find_ends(options.queue, facts)
+        findings = examine(options.queue, facts, ends, report["damage"] if report else None)
+        held = holds(facts)
     except FormatError as error:
         # Nothing else can be said: without the control block it is not known what is what.
         findings = [Finding("error", "unreadable", str(error), "restore the file from a copy")]
-        facts, held, report = None, [], None
-    else:
-        report = _verify(options.queue) if options.verify else None
-        ends = find_ends(options.queue, facts)
-        damage = None if report is None else report["damage"]
-        findings = examine(options.queue, facts, ends, damage)
-        held = holds(facts)
     wrong = any(finding.severity != "note" for finding in findings)
     if options.json:
         print_json(_document(options.queue, findings, held, report, healthy=not wrong))

@@ -119,7 +119,7 @@ def examine(
 
 
 def check_writer(facts: dict[str, Any], ends: Ends) -> Iterator[Finding]:
-    """Is somebody writing?"""
+    """Look whether somebody is writing."""
     if facts["writer_live"]:
         return
     if not facts["epoch"]:
@@ -139,7 +139,7 @@ def check_writer(facts: dict[str, Any], ends: Ends) -> Iterator[Finding]:
 def check_damage(
     path: str, facts: dict[str, Any], ends: Ends, damage: list[tuple[int, str]] | None
 ) -> Iterator[Finding]:
-    """Can everything be read?"""
+    """Look whether everything can be read."""
     restore = "restore the file from a copy"
     for segment in facts["segments"]:
         if segment["error"] is not None and damage is None:
@@ -185,7 +185,7 @@ def _way_past(path: str, facts: dict[str, Any], index: int, otherwise: str) -> s
 
 
 def check_readers(path: str, facts: dict[str, Any], ends: Ends) -> Iterator[Finding]:
-    """Who lags, who is gone, whose cursor is damaged?"""
+    """Look who lags, who is gone, whose cursor is damaged."""
     for reader in facts["readers"]:
         name = reader["name"]
         forget = shell_quoted("chronicle", "reader", "rm", path, name)
@@ -220,22 +220,26 @@ def check_readers(path: str, facts: dict[str, Any], ends: Ends) -> Iterator[Find
 
 
 def check_segments(path: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    """Is something there that should not be, or will there soon be no room in the table?"""
+    """Look for segments that should not be there, and for room in the table."""
     for hold in holds(facts):
         if hold.reason == "left over":
-            text = f"{plural(hold.count, 'segment')} below the floor: a retention was killed while it deleted"
+            count = plural(hold.count, "segment")
+            text = f"{count} below the floor: a retention was killed while it deleted"
             cure = shell_quoted("chronicle", "retain", path, "--bytes", "1TiB")
             yield Finding("warning", "left-over", text, cure)
     count = facts["tail_segment"] - facts["floor_segment"] + 1
     if count >= facts["segments_max"] * NEARLY_FULL:
-        text = f"{count:,} of at most {facts['segments_max']:,} segments are in use; at the limit append raises QueueFull"
+        text = (
+            f"{count:,} of at most {facts['segments_max']:,} segments are in use; "
+            "at the limit append raises QueueFull"
+        )
         size = bytes_text(facts["segment_bytes"] * (facts["segments_max"] // 2)).replace(" ", "")
         cure = shell_quoted("chronicle", "retain", path, "--bytes", size)
         yield Finding("warning", "table-nearly-full", text, cure)
 
 
 def check_cuts(path: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    """Has a power loss cost messages?"""
+    """Look whether a power loss has cost messages."""
     if facts["set_aside"]:
         files = [f"{path}/segments/{name}" for name in facts["set_aside"]]
         cut_off = bytes_text(facts["cut_bytes"])
@@ -247,25 +251,25 @@ def check_cuts(path: str, facts: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("warning", "set-aside", text, cure)
     elif facts["cuts"]:
         cut_off = bytes_text(facts["cut_bytes"])
-        text = f"{plural(facts['cuts'], 'power loss')} in the past cost {cut_off} that were not flushed"
+        text = f"recoveries after a power loss: {facts['cuts']:,}; they cut off {cut_off}"
         cure = "give the writer a flush_interval, or flush more often"
-        yield Finding("note", "cuts", text.replace("losss", "losses"), cure)
+        yield Finding("note", "cuts", text, cure)
 
 
 def check_rolls(facts: dict[str, Any]) -> Iterator[Finding]:
-    """Did the writer ever have to make its next segment itself?"""
+    """Look whether the writer ever had to make its next segment itself."""
     inline = facts["rolls_inline"]
     if inline:
         text = (
-            f"{inline:,} of {inline + facts['rolls']:,} rolls were done inline: each kept the writer "
-            "waiting for the file system"
+            f"{inline:,} of {inline + facts['rolls']:,} rolls were done inline: "
+            "each kept the writer waiting for the file system"
         )
         cure = "open the publisher with provisioner=chronicle.Provisioner()"
         yield Finding("note", "rolls-inline", text, cure)
 
 
 def check_room(path: str, facts: dict[str, Any]) -> Iterator[Finding]:
-    """Where does the queue live, and is there room for the next segments?"""
+    """Look where the queue lives, and whether there is room for the next segments."""
     where = file_system_of(path)
     free = os.statvfs(path)
     free_bytes = free.f_bavail * free.f_frsize
@@ -281,15 +285,14 @@ def check_room(path: str, facts: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_place(where: FileSystem) -> Iterator[Finding]:
-    """Is it the right kind of file system?"""
+    """Look whether it is the right kind of file system."""
     if where.kind in NETWORK_FILE_SYSTEMS:
-        text = f"the queue is on a network file system ({where.kind}): readers on other hosts see torn data"
-        yield Finding(
-            "warning",
-            "network-file-system",
-            text,
-            "move it to a local one; a queue is for one host",
+        text = (
+            f"the queue is on a network file system ({where.kind}): readers on other hosts see "
+            "torn data"
         )
+        cure = "move it to a local one; a queue is for one host"
+        yield Finding("warning", "network-file-system", text, cure)
     elif not where.is_memory:
         text = (
             f"the queue is on a disk ({where.kind} at {where.mount_point}): writeback protects its "
@@ -299,7 +302,7 @@ def check_place(where: FileSystem) -> Iterator[Finding]:
 
 
 def check_permissions(path: str) -> Iterator[Finding]:
-    """Can only those who should read or write the files?"""
+    """Look whether only those who should can read or write the files."""
     root = Path(path)
     owner = root.stat().st_uid
     loose, foreign = [], []
@@ -314,7 +317,10 @@ def check_permissions(path: str) -> Iterator[Finding]:
         elif status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
             loose.append(name)
     if loose:
-        text = f"others may read or change {_some(loose)}; a file that is cut short under a live mapping kills its readers (SIGBUS)"
+        text = (
+            f"others may read or change {_some(loose)}; whoever cuts a file short under a live "
+            "mapping kills its readers (SIGBUS)"
+        )
         cure = shell_quoted("chmod", "-R", "g-w,o-rwx", path)
         yield Finding("warning", "permissions", text, cure)
     if foreign:
@@ -330,7 +336,7 @@ def _some(names: list[str]) -> str:
 
 
 def check_schema(path: str) -> Iterator[Finding]:
-    """Can tools decode the messages?"""
+    """Look whether tools can decode the messages."""
     from chronicle.errors import ChronicleError
     from chronicle.queue import Queue
 

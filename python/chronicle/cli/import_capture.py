@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from chronicle.cli.arguments import Commands
+    from chronicle.feeds.batch import Batch
     from chronicle.feeds.capture import Capture
     from chronicle.queue import QueueWriter
 
@@ -129,9 +130,8 @@ def _warn_of_ignored(options: argparse.Namespace) -> None:
 
     facts = inspect(options.queue)
     if options.segment_bytes not in (None, facts["segment_bytes"]):
-        note(
-            f"--segment-bytes has no effect: the queue exists, with {bytes_text(facts['segment_bytes'])}"
-        )
+        found = bytes_text(facts["segment_bytes"])
+        note(f"--segment-bytes has no effect: the queue exists, with {found}")
     if options.checksum and not facts["checksum"]:
         note("--checksum has no effect: the queue exists, without checksums")
 
@@ -142,20 +142,26 @@ def _copy(capture: Capture, writer: QueueWriter) -> None:
     terminal = console(stderr=True)
     if not terminal.is_terminal:
         for batch in capture:
-            writer.append_mixed(
-                batch.buffer, batch.offsets, batch.lengths, batch.type_ids, batch.timestamps_ns
-            )
+            _append(writer, batch)
         return
     progress = _progress_bar(terminal)
     with progress:
         task = progress.add_task("importing", total=capture.bytes_total, messages=0)
         first_seq = writer.next_seq
         for batch in capture:
-            writer.append_mixed(
-                batch.buffer, batch.offsets, batch.lengths, batch.type_ids, batch.timestamps_ns
-            )
+            _append(writer, batch)
             _advance(progress, task, capture, writer.next_seq - first_seq)
         _advance(progress, task, capture, writer.next_seq - first_seq)
+
+
+def _append(writer: QueueWriter, batch: Batch) -> None:
+    writer.append_mixed(
+        batch.buffer.data,
+        batch.offsets.data,
+        batch.lengths.data,
+        batch.type_ids.data,
+        batch.timestamps_ns.data,
+    )
 
 
 def _progress_bar(terminal: Any) -> Progress:
@@ -240,12 +246,8 @@ def _show(report: dict[str, Any]) -> None:
     if report["types"]:
         table = data_table("type", "wire", "type id", "messages", left=("type", "wire"))
         for entry in report["types"]:
-            table.add_row(
-                entry["name"],
-                entry["wire"] or "",
-                f"{entry['type_id']:#06x}",
-                f"{entry['count']:,}",
-            )
+            number = f"{entry['type_id']:#06x}"
+            table.add_row(entry["name"], entry["wire"] or "", number, f"{entry['count']:,}")
         out.print(table)
     if report["published"]:
         rate = f"{report['messages_per_s']:,} messages/s"

@@ -60,7 +60,8 @@ def cpu_name() -> str:
         return platform.machine()
     found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
     name = found[1].strip() if found else platform.machine()
-    return name + (" (virtual machine)" if re.search(r"^flags.*\bhypervisor\b", text, re.M) else "")
+    is_virtual = re.search(r"^flags.*\bhypervisor\b", text, re.MULTILINE) is not None
+    return name + " (virtual machine)" * is_virtual
 
 
 def clock_source() -> str:

@@ -105,7 +105,7 @@ def duration_text(seconds: float) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _second_text(second: int) -> str:
-    return dt.datetime.fromtimestamp(second, dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return dt.datetime.fromtimestamp(second, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def time_text(timestamp_ns: int) -> str:
@@ -119,10 +119,10 @@ def time_text(timestamp_ns: int) -> str:
 
 
 def safe_text(value: bytes | str) -> str:
-    """Return text that comes from a file, so that it cannot steer a terminal.
+    r"""Return text that comes from a file, so that it cannot steer a terminal.
 
-    >>> safe_text(b"AAPL"), safe_text(b"\\x1b[2J")
-    ('AAPL', '\\\\x1b[2J')
+    >>> safe_text(b"AAPL"), safe_text(b"\x1b[2J")
+    ('AAPL', '\\x1b[2J')
     """
     text = value.decode("ascii", "backslashreplace") if isinstance(value, bytes) else value
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

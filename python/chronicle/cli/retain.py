@@ -60,7 +60,6 @@ def run(options: argparse.Namespace) -> int:
     print(f"deleted {plural(deleted, 'segment')} ({freed})")
     if report["held_by"] is not None:
         held = report["allowed_segment"] - report["floor_segment"]
-        print(
-            f"reader '{report['held_by']}' holds {plural(held, 'more segment')}: it is live and has not committed them"
-        )
+        more = plural(held, "more segment")
+        print(f"reader '{report['held_by']}' holds {more}: it is live and has not committed them")
     return 0

@@ -106,8 +106,8 @@ def start_of(text: str) -> tuple[str, int]:
             "earliest or latest"
         ) from None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=dt.timezone.utc)
-    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+        moment = moment.replace(tzinfo=dt.UTC)
+    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     # Not a float: it has no room for nanoseconds.
     seconds = since.days * 86_400 + since.seconds
     return "time", max(0, seconds * 1_000_000_000 + int((found[2] or "").ljust(9, "0")))
@@ -260,9 +260,8 @@ class _Printer:
         cls = self._class_of(message.type_id)
         if cls is not None and len(message) < cls.size_bytes:
             cls = None  # Not what the schema says: the bytes are the truth.
-        self._write(
-            (self._json(message, cls) if self._as_json else self._text(message, cls)) + "\n"
-        )
+        line = self._json(message, cls) if self._as_json else self._text(message, cls)
+        self._write(line + "\n")
 
     def gap(self, gap: Gap) -> None:
         first, after, reason = gap.first_missing, gap.next, gap.reason
