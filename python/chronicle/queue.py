@@ -241,7 +241,8 @@ class QueueReader(_core.QueueReader):
         -------
         ndarray
             Shape ``(n,)``, ``0 <= n <= count_max``, read-only, oldest first; items have the dtype of
-            `cls`. Empty if there is nothing to read.
+            `cls`. Empty if there is nothing to read; without `cls`, and unless the queue has one
+            class only, its items then have no fields.
 
         Raises
         ------
@@ -252,9 +253,7 @@ class QueueReader(_core.QueueReader):
         """
         run = self._typed_run(cls, count_max)
         if run is None:
-            import numpy as np
-
-            return np.zeros(0, dtype=cls.dtype if cls is not None else "V0")
+            return self._nothing(cls)
         return _lay_over(run, (cls or self._queue.class_of(run.type_id)).dtype)
 
     def read_batch_with_headers(
@@ -280,11 +279,17 @@ class QueueReader(_core.QueueReader):
         )
         run = self._typed_run(cls, count_max)
         if run is None:
-            empty = np.zeros(0, dtype=cls.dtype if cls is not None else "V0")
-            return empty, np.zeros(0, dtype=headers)
+            return self._nothing(cls), np.zeros(0, dtype=headers)
         shape, strides = (run.count,), (run.stride,)
         over: NDArray[Any] = np.ndarray(shape, headers, buffer=run, strides=strides)
         return _lay_over(run, (cls or self._queue.class_of(run.type_id)).dtype), over
+
+    def _nothing(self, cls: type[MessageBase] | None) -> NDArray[Any]:
+        import numpy as np
+
+        if cls is None and len(self._queue.types) == 1:
+            (cls,) = self._queue.types.values()
+        return np.zeros(0, dtype=cls.dtype if cls is not None else "V0")
 
     def _typed_run(self, cls: type[MessageBase] | None, count_max: int) -> _core.Run | None:
         if count_max < 1:
@@ -515,7 +520,7 @@ class Queue:
             group_readable=group_readable,
         )
         try:
-            writer._types = _merge_schema(Path(path), schema, group_readable=group_readable)
+            writer._types = _merge_schema(Path(path), schema)
             if provisioner is not None:
                 provisioner.attach(
                     writer,
@@ -662,9 +667,7 @@ def _read_schema(path: Path) -> dict[int, type[MessageBase]]:
     return found
 
 
-def _merge_schema(
-    path: Path, schema: Sequence[type[MessageBase]], *, group_readable: bool
-) -> dict[int, type[MessageBase]]:
+def _merge_schema(path: Path, schema: Sequence[type[MessageBase]]) -> dict[int, type[MessageBase]]:
     """Add classes to the stored schema. The caller is the queue's writer, so nobody else does."""
     stored = _read_schema(path)
     merged = dict(stored)
@@ -677,11 +680,11 @@ def _merge_schema(
             )
         merged[cls.type_id] = cls
     if merged.keys() != stored.keys() or not (path / SCHEMA_FILE).exists():
-        _write_schema(path, merged, 0o640 if group_readable else 0o600)
+        _write_schema(path, merged)
     return merged
 
 
-def _write_schema(path: Path, types: Mapping[int, type[MessageBase]], mode: int) -> None:
+def _write_schema(path: Path, types: Mapping[int, type[MessageBase]]) -> None:
     facts = inspect(path)
     document = {
         "version": _SCHEMA_VERSION,
@@ -690,6 +693,8 @@ def _write_schema(path: Path, types: Mapping[int, type[MessageBase]], mode: int)
         "options": {k: facts[k] for k in ("segment_bytes", "segments_max", "checksum")},
         "schema": [cls.schema for _, cls in sorted(types.items())],
     }
+    # Whoever created the queue decided who may read it, whatever this open was told.
+    mode = (path / "control").stat().st_mode & 0o666
     tmp = path / f"{SCHEMA_FILE}.tmp"
     descriptor = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "w") as file:

@@ -977,11 +977,15 @@ def test_a_symlink_inside_a_queue_is_not_followed(path: Path, folder: Path, name
     publisher(path, schema=[Trade]).close()
     (path / name).rename(folder / "elsewhere")
     (path / name).symlink_to(folder / "elsewhere")
-    before = snapshot(folder)
+    before = elsewhere(folder)
     with pytest.raises((chronicle.ChronicleError, OSError)):
         with publisher(path, schema=[Trade]), subscriber(path, "me") as reader:
             assert reader.schema
-    assert snapshot(folder) == before
+    assert elsewhere(folder) == before
+
+
+def elsewhere(folder: Path) -> dict[str, bytes]:
+    return {k: v for k, v in snapshot(folder).items() if k.startswith("elsewhere")}
 
 
 def test_a_symlink_in_place_of_a_segment_or_a_cursor_is_not_followed(path: Path, folder: Path):

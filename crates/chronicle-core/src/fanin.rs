@@ -129,21 +129,23 @@ impl FanIn {
         if let Some(number) = self.delivered.take() {
             self.refill(number)?;
         }
-        if self.until_idle_check == 0 || self.winner_key().present == 0 {
+        let mut key = self.winner_key();
+        if self.until_idle_check == 0 || !self.may_deliver(key) {
             self.check_idle()?;
-        } else if self.mode == MergeMode::Strict && !self.is_safe(self.winner_key()) {
-            // The idle sources may have moved on since the last look.
-            self.check_idle()?;
-        }
-        let key = self.winner_key();
-        if key.present == 0 || (self.mode == MergeMode::Strict && !self.is_safe(key)) {
-            self.until_idle_check = 0;
-            return Ok(None);
+            key = self.winner_key();
+            if !self.may_deliver(key) {
+                self.until_idle_check = 0;
+                return Ok(None);
+            }
         }
         self.until_idle_check -= 1;
         let number = key.source as usize;
-        let Some(source) = self.sources[number].as_mut() else { return Ok(None) };
-        let Some(head) = source.head.take() else { return Ok(None) };
+        let Some(source) = self.sources[number].as_mut() else {
+            return Ok(None);
+        };
+        let Some(head) = source.head.take() else {
+            return Ok(None);
+        };
         source.reader.advance(&head);
         self.delivered = Some(key.source);
         Ok(Some((number, Record::new(head, source.reader.segment()))))
@@ -166,9 +168,8 @@ impl FanIn {
     pub fn wait_targets(&mut self) -> Vec<WaitTarget> {
         // The key of the source that was delivered last is still in the tree, and that source is a target, ready if it has more. If it
         // has none, nothing that sorts after it is safe.
-        let winner = self.winner_key();
         let is_held_up = self.mode == MergeMode::Strict
-            && (self.delivered.is_some() || winner.present == 0 || !self.is_safe(winner));
+            && (self.delivered.is_some() || !self.may_deliver(self.winner_key()));
         self.sources
             .iter_mut()
             .flatten()
@@ -203,12 +204,14 @@ impl FanIn {
         if key.present == 0 {
             self.idle.push(number);
         }
-        looked.map(drop).map_err(|error| self.failed(number, error))
+        looked.map(drop).map_err(|error| self.report(number, error))
     }
 
     #[inline]
     fn look(&mut self, number: u32) -> Result<Key> {
-        let Some(source) = self.sources[number as usize].as_mut() else { return Ok(ABSENT) };
+        let Some(source) = self.sources[number as usize].as_mut() else {
+            return Ok(ABSENT);
+        };
         source.head = source.reader.peek()?;
         Ok(match &source.head {
             Some(head) => {
@@ -227,12 +230,14 @@ impl FanIn {
             self.look_at_idle();
         }
         self.until_idle_check = self.active.max(64);
-        let Some((number, error)) = self.failed.pop_front() else { return Ok(()) };
-        let failed = self.failed(number, error);
+        let Some((number, error)) = self.failed.pop_front() else {
+            return Ok(());
+        };
+        let reported = self.report(number, error);
         if !self.failed.is_empty() || self.gap_reported {
             self.until_idle_check = 0;
         }
-        Err(failed)
+        Err(reported)
     }
 
     fn look_at_idle(&mut self) {
@@ -256,12 +261,17 @@ impl FanIn {
     /// A gap is over once it is reported: what follows it is looked at before anything later is delivered. Other errors stay, and
     /// do not hold up the other sources.
     #[cold]
-    fn failed(&mut self, number: u32, error: Error) -> (usize, Error) {
+    fn report(&mut self, number: u32, error: Error) -> (usize, Error) {
         if matches!(error.kind(), ErrorKind::Gap { .. }) {
             self.gap_reported = true;
             self.until_idle_check = 0;
         }
         (number as usize, error)
+    }
+
+    #[inline]
+    fn may_deliver(&self, key: Key) -> bool {
+        key.present != 0 && (self.mode == MergeMode::Live || self.is_safe(key))
     }
 
     /// Whether no idle source can still show something that sorts before `key`.

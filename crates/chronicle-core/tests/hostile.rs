@@ -102,20 +102,24 @@ mod guard {
             return unsafe { kernel_mmap(at, len, protection, flags, fd, offset) };
         }
         let pages = len.next_multiple_of(4096);
-        let kept = areas().free.get_mut(&pages).and_then(Vec::pop);
-        let inside = match kept {
-            Some(start) => start as *mut c_void,
-            None => {
-                let (nothing, span) = (std::ptr::null_mut(), pages + 2 * GUARD_BYTES);
-                // SAFETY: new addresses of the kernel's choice.
-                let area = unsafe { kernel_mmap(nothing, span, libc::PROT_NONE, NOWHERE, -1, 0) };
-                if area == libc::MAP_FAILED {
-                    return area;
-                }
-                area.wrapping_byte_add(GUARD_BYTES)
+        let hole = areas().free.get_mut(&pages).and_then(Vec::pop);
+        if let Some(hole) = hole {
+            let flags = flags | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: replaces nothing: fails if somebody else has got the addresses in the meantime.
+            let base = unsafe { kernel_mmap(hole as _, len, protection, flags, fd, offset) };
+            if base != libc::MAP_FAILED {
+                areas().used.insert(base as usize, pages);
+                return base;
             }
-        };
-        // SAFETY: replaces a part of an area of ours that nobody uses.
+        }
+        let (nothing, span) = (std::ptr::null_mut(), pages + 2 * GUARD_BYTES);
+        // SAFETY: new addresses of the kernel's choice.
+        let area = unsafe { kernel_mmap(nothing, span, libc::PROT_NONE, NOWHERE, -1, 0) };
+        if area == libc::MAP_FAILED {
+            return area;
+        }
+        let inside = area.wrapping_byte_add(GUARD_BYTES);
+        // SAFETY: replaces the middle of the area that was just reserved.
         let base = unsafe { kernel_mmap(inside, len, protection, flags | libc::MAP_FIXED, fd, offset) };
         if base != libc::MAP_FAILED {
             areas().used.insert(base as usize, pages);
@@ -127,17 +131,15 @@ mod guard {
     /// As munmap(2).
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn munmap(at: *mut c_void, len: usize) -> c_int {
-        let Some(pages) = areas().used.remove(&(at as usize)) else {
-            // SAFETY: the caller's promise.
-            return unsafe { libc::syscall(libc::SYS_munmap, at, len) as c_int };
-        };
-        assert_eq!(pages, len.next_multiple_of(4096), "a mapping is unmapped as a whole");
-        let flags = NOWHERE | libc::MAP_FIXED;
-        // SAFETY: the caller gives the mapping up; its addresses become forbidden like those around it.
-        let gone = unsafe { kernel_mmap(at, pages, libc::PROT_NONE, flags, -1, 0) };
-        assert!(gone != libc::MAP_FAILED);
-        areas().free.entry(pages).or_default().push(at as usize);
-        0
+        let pages = areas().used.remove(&(at as usize));
+        assert!(pages.is_none_or(|pages| pages == len.next_multiple_of(4096)), "unmapped as a whole");
+        // SAFETY: the caller's promise.
+        let rc = unsafe { libc::syscall(libc::SYS_munmap, at, len) as c_int };
+        if let Some(pages) = pages {
+            // The guards stay; the hole between them is used again if it is still one.
+            areas().free.entry(pages).or_default().push(at as usize);
+        }
+        rc
     }
 }
 
@@ -798,7 +800,7 @@ fn read_all(fixture: &Fixture, reader: &mut Reader, met: &mut Met, by_runs: bool
             reader.next_run(7).map(|run| {
                 run.map(|run| {
                     let end = run.offset + run.count * run.stride;
-                    assert!(run.count >= 1 && end <= GEOMETRY.segment_bytes());
+                    assert!(run.count >= 1 && end <= run.segment.geometry.segment_bytes());
                     (run.first_sequence, run.first_sequence.wrapping_add(run.count as u64 - 1))
                 })
             })
@@ -1101,6 +1103,7 @@ fn arm_alarm() {
 
 /// Runs the mutations `first, first + step, ...` below `end`; writes each number to `progress` before it begins.
 fn run_range(seed: u64, first: u64, step: u64, end: u64, progress: &File) -> Met {
+    arm_alarm();
     let base = shared_memory().join(format!("chronicle-hostile-{}", std::process::id()));
     let mut fixtures = [
         Fixture::new(base.join("checksums"), true, 0),
@@ -1145,6 +1148,7 @@ fn no_mutation_of_a_queue_crashes_hangs_or_reads_out_of_range() {
     let seed = env_u64("CHRONICLE_SEED").unwrap_or(SEED_DEFAULT);
     if let Some(one) = env_u64("CHRONICLE_HOSTILE_ONE") {
         let progress = tempfile("one");
+        std::fs::remove_file(&progress.1).unwrap();
         run_range(seed, one, 1, one + 1, &progress.0);
         return;
     }
@@ -1207,6 +1211,7 @@ fn child_that_reads_past_the_end() {
     if std::env::var("CHRONICLE_HOSTILE_PAST_END").is_err() {
         return;
     }
+    arm_alarm();
     let (file, path) = tempfile("past");
     file.set_len(8192).unwrap();
     std::fs::remove_file(path).unwrap();

@@ -289,13 +289,17 @@ fn a_fan_in_commit_never_covers_undelivered_messages() {
     // After every message: commit, close, open again; the merge goes on with exactly the next one.
     for delivered in 0..1400_u64 {
         let mut fan = FanIn::new(MergeMode::Live);
-        paths.iter().for_each(|path| drop(fan.add(open(path))));
+        for path in &paths {
+            fan.add(open(path));
+        }
         let (source, record) = fan.next().map_err(|e| e.1).unwrap().unwrap();
         assert_eq!((source as u64, record.raw.timestamp_ns), (delivered % 2, delivered));
         fan.commit();
     }
     let mut fan = FanIn::new(MergeMode::Live);
-    paths.iter().for_each(|path| drop(fan.add(open(path))));
+    for path in &paths {
+        fan.add(open(path));
+    }
     assert!(fan.next().map_err(|e| e.1).unwrap().is_none());
 }
 
@@ -337,12 +341,15 @@ fn a_source_that_fails_for_ever_does_not_hold_up_the_others() {
     for (i, path) in paths.iter().enumerate() {
         std::fs::create_dir_all(&temp.0).unwrap();
         let mut writer = Writer::open(path, &OPTIONS).unwrap();
-        (0..300).for_each(|_| drop(append(&mut writer)));
-        if i == 1 {
-            let bad = chronicle_core::layout::Geometry { segment_shift: 16 }.data_offset();
-            damage(&path.join("segments/00000000000000000000.seg"), bad as u64, &[0xFF, 0xFF, 0, 0]);
+        for _ in 0..300 {
+            append(&mut writer);
         }
-        fan.add(Reader::open(path, None, Start::Earliest).unwrap());
+        let reader = Reader::open(path, None, Start::Earliest).unwrap();
+        if i == 1 {
+            let first = reader.position();
+            damage(&path.join("segments/00000000000000000000.seg"), first, &[0xFF, 0xFF, 0, 0]);
+        }
+        fan.add(reader);
     }
     let (mut delivered, mut errors) = ([0; 3], 0);
     for _ in 0..2_000 {

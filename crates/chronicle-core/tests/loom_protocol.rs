@@ -66,19 +66,9 @@ fn breaks(
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&child.stderr);
-    assert!(
-        !child.status.success(),
-        "line {line}: loom cannot tell the mutant from what ships"
-    );
-    let first = text
-        .lines()
-        .skip_while(|l| !l.contains("panicked at"))
-        .nth(1)
-        .unwrap_or_default();
-    assert!(
-        first.contains(reason),
-        "line {line}: not the expected failure: {text}"
-    );
+    assert!(!child.status.success(), "line {line}: loom cannot tell the mutant from what ships");
+    let first = text.lines().skip_while(|l| !l.contains("panicked at")).nth(1).unwrap_or_default();
+    assert!(first.contains(reason), "line {line}: not the expected failure: {text}");
 }
 
 /// What loom says about two accesses to an `UnsafeCell` that nothing orders.
@@ -164,10 +154,7 @@ fn read_all<O: Orderings>(segments: &[Segment; 2], seen: &mut Vec<u64>) {
         }
     }
     assert!(found.len() >= seen.len(), "a committed record went away");
-    assert!(
-        found.iter().copied().eq(1..=found.len() as u64),
-        "torn payload"
-    );
+    assert!(found.iter().copied().eq(1..=found.len() as u64), "torn payload");
     *seen = found;
 }
 
@@ -205,11 +192,7 @@ fn commit_run_and_read<O: Orderings>() {
     });
     if protocol::committed::<O>(&segment.words[0]) != 0 {
         assert_eq!(segment.payload(0), 1);
-        assert_eq!(
-            protocol::committed::<O>(&segment.words[1]),
-            9,
-            "half a run is visible"
-        );
+        assert_eq!(protocol::committed::<O>(&segment.words[1]), 9, "half a run is visible");
         assert_eq!(segment.payload(1), 2);
     }
     writer.join().unwrap();
@@ -248,10 +231,7 @@ struct Futex {
 
 impl Futex {
     fn new() -> Self {
-        Self {
-            queue: Mutex::new(()),
-            sleepers: Condvar::new(),
-        }
+        Self { queue: Mutex::new(()), sleepers: Condvar::new() }
     }
 
     fn wait(&self, word: &AtomicU32, seen: u32) {
@@ -279,10 +259,7 @@ impl Queue {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             words: std::array::from_fn(|_| AtomicU32::new(0)),
-            bell: Doorbell {
-                armed: AtomicU32::new(0),
-                ring: AtomicU32::new(0),
-            },
+            bell: Doorbell { armed: AtomicU32::new(0), ring: AtomicU32::new(0) },
             futex: Futex::new(),
         })
     }
@@ -347,10 +324,7 @@ fn killed_waiter<O: Orderings>(alive: usize) {
     killed.join().unwrap();
     alive.into_iter().for_each(|t| t.join().unwrap());
     // A waiter that lives arms once per time it is woken, and only the ring of the one that died wakes it for nothing.
-    assert!(
-        rings <= 1 + 2 * alive_count,
-        "the writer rings for the dead: {rings}"
-    );
+    assert!(rings <= 1 + 2 * alive_count, "the writer rings for the dead: {rings}");
 }
 
 /// The writer dies after it has cleared the flag (`moved`: and moved the futex word) but before it wakes anybody; the next writer rings
@@ -462,11 +436,8 @@ fn hand_over<O: Orderings>() {
     let (theirs, their_drops) = (Arc::clone(&slots), drops.clone());
     let worker = thread::spawn(move || {
         for index in 0..3 {
-            let mapping = Arc::new(Mapping {
-                index,
-                bytes: UnsafeCell::new(0),
-                drops: their_drops.clone(),
-            });
+            let mapping =
+                Arc::new(Mapping { index, bytes: UnsafeCell::new(0), drops: their_drops.clone() });
             mapping.store(index as u64 + 7);
             // Late: the one before was not taken. It goes with its slot.
             drop(theirs[0].put::<O>(mapping));
@@ -475,11 +446,7 @@ fn hand_over<O: Orderings>() {
     });
     for _ in 0..3 {
         if let Some(mapping) = slots[0].take::<O>() {
-            assert_eq!(
-                mapping.load(),
-                mapping.index as u64 + 7,
-                "the mapping is not filled"
-            );
+            assert_eq!(mapping.load(), mapping.index as u64 + 7, "the mapping is not filled");
             mapping.store(1);
             // All slots taken: unmapped here.
             drop(slots[1].put::<O>(mapping));
@@ -488,10 +455,7 @@ fn hand_over<O: Orderings>() {
     worker.join().unwrap();
     drop(slots);
     // Relaxed: all threads are gone.
-    assert!(
-        drops.iter().all(|d| d.load(Ordering::Relaxed) == 1),
-        "a mapping leaked or went twice"
-    );
+    assert!(drops.iter().all(|d| d.load(Ordering::Relaxed) == 1), "a mapping leaked or went twice");
 }
 
 /// The worker may take a mapping back out of `ready` when it is not wanted any more: two takers, one gets it.
@@ -500,22 +464,13 @@ fn two_takers<O: Orderings>() {
     let slot = Arc::new(Slot::<Mapping>::default());
     let (theirs, their_drops) = (Arc::clone(&slot), drops.clone());
     let worker = thread::spawn(move || {
-        let mapping = Arc::new(Mapping {
-            index: 0,
-            bytes: UnsafeCell::new(0),
-            drops: their_drops.clone(),
-        });
+        let mapping =
+            Arc::new(Mapping { index: 0, bytes: UnsafeCell::new(0), drops: their_drops.clone() });
         mapping.store(7);
         drop(theirs.put::<O>(mapping));
-        theirs
-            .take::<O>()
-            .inspect(|m| assert_eq!(m.load(), 7))
-            .is_some()
+        theirs.take::<O>().inspect(|m| assert_eq!(m.load(), 7)).is_some()
     });
-    let ours = slot
-        .take::<O>()
-        .inspect(|m| assert_eq!(m.load(), 7))
-        .is_some();
+    let ours = slot.take::<O>().inspect(|m| assert_eq!(m.load(), 7)).is_some();
     let theirs = worker.join().unwrap();
     assert!(ours != theirs, "both or neither took the mapping");
     // Relaxed: all threads are gone.
@@ -597,9 +552,7 @@ impl Retained {
     fn retain<O: Orderings>(&self, wanted: u64, readers: usize) {
         let lowest = || {
             let positions = self.positions[..readers].iter();
-            positions
-                .map(|p| protocol::cursor_position::<O>(p) >> SHIFT)
-                .min()
+            positions.map(|p| protocol::cursor_position::<O>(p) >> SHIFT).min()
         };
         let below = protocol::raise_floor::<O>(&self.floor, wanted, lowest);
         for deleted in &self.deleted[..below as usize] {
@@ -685,10 +638,7 @@ fn cursor_pair<O: Orderings>() {
     let position = protocol::cursor_position::<O>(&queue.positions[0]) >> SHIFT;
     // Relaxed: P8 alone must make it new enough.
     let sequence = queue.sequences[0].load(Ordering::Relaxed);
-    assert!(
-        sequence >= position,
-        "the sequence is older than the position"
-    );
+    assert!(sequence >= position, "the sequence is older than the position");
     reader.join().unwrap();
 }
 
@@ -699,20 +649,12 @@ fn who_sees_a_position_sees_a_sequence_at_least_as_new() {
 
 #[test]
 fn with_a_relaxed_cursor_store_the_sequence_may_be_older() {
-    breaks!(
-        None,
-        "older than the position",
-        cursor_pair::<WeakCursorStore>
-    );
+    breaks!(None, "older than the position", cursor_pair::<WeakCursorStore>);
     breaks!(PREEMPTIONS, RACE, one_joiner::<WeakCursorStore>);
 }
 
 #[test]
 fn with_a_relaxed_cursor_load_the_sequence_may_be_older() {
-    breaks!(
-        None,
-        "older than the position",
-        cursor_pair::<WeakCursorLoad>
-    );
+    breaks!(None, "older than the position", cursor_pair::<WeakCursorLoad>);
     breaks!(PREEMPTIONS, RACE, one_joiner::<WeakCursorLoad>);
 }

@@ -9,12 +9,17 @@ use std::time::{Duration, Instant};
 /// starts to sleep does not interrupt that sleep.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// A timeout in seconds, as Python gives it.
+/// A hundred years: longer than any process lives, and no clock's time plus this overflows.
+const TIMEOUT_MAX_S: f64 = 3.2e9;
+
+/// A timeout in seconds, as Python gives it. Less than nothing is nothing.
 pub fn timeout(seconds: Option<f64>) -> PyResult<Option<Duration>> {
     let Some(seconds) = seconds else { return Ok(None) };
-    Duration::try_from_secs_f64(seconds.max(0.0)).map(Some).map_err(|_| {
-        raise("BadArgument", format!("bad timeout: found={seconds} expected=seconds, 0 or more, or None"), &[])
-    })
+    if seconds.is_nan() {
+        let text = "bad timeout: found=nan expected=seconds, 0 or more, or None";
+        return Err(raise("BadArgument", text.to_owned(), &[]));
+    }
+    Ok(Some(Duration::from_secs_f64(seconds.clamp(0.0, TIMEOUT_MAX_S))))
 }
 
 /// `"spin"`, `"sleep"` or `"hybrid"`.
@@ -50,7 +55,8 @@ pub fn wait_any(
             return Ok(true);
         }
         py.check_signals()?;
-        if left.is_some_and(|left| left <= slice) {
+        // After a signal that raised nothing, what is left of the time is waited for.
+        if waited == Waited::TimedOut && left.is_some_and(|left| left <= slice) {
             return Ok(false);
         }
     }

@@ -1,6 +1,6 @@
 //! `QueueWriter`: the one writer of a queue.
 
-use crate::errors::to_py;
+use crate::errors::{raise, to_py};
 use crate::owned::Owned;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::{Options, Writer};
@@ -19,8 +19,7 @@ pub struct QueueWriter {
 /// The bytes of a C-contiguous buffer. Valid while the buffer is held.
 fn bytes_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[u8]> {
     if !buffer.is_c_contiguous() {
-        let text = "bad buffer: found=strided memory expected=C-contiguous; copy it first";
-        return Err(crate::errors::raise("BadArgument", text.to_owned(), &[]));
+        return Err(strided());
     }
     if buffer.len_bytes() == 0 {
         return Ok(&[]);
@@ -28,6 +27,12 @@ fn bytes_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[u8]> {
     // SAFETY: the exporter keeps `len_bytes` contiguous bytes at this address until the buffer is released. That nobody writes to
     // them meanwhile is the caller's business, as with every buffer: a torn copy would be published, memory stays safe.
     Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) })
+}
+
+#[cold]
+fn strided() -> PyErr {
+    let text = "bad buffer: found=strided memory expected=C-contiguous; copy it first";
+    raise("BadArgument", text.to_owned(), &[])
 }
 
 fn items_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[T]> {
@@ -164,5 +169,8 @@ impl QueueWriter {
 /// A buffer of items that are not bytes (an array of floats, a structured array), as bytes.
 fn as_bytes(payload: &Bound<'_, PyAny>) -> PyResult<PyBuffer<u8>> {
     let view = pyo3::types::PyMemoryView::from(payload)?;
+    if !view.getattr("c_contiguous")?.is_truthy()? {
+        return Err(strided());
+    }
     PyBuffer::<u8>::get(&view.call_method1("cast", ("B",))?)
 }

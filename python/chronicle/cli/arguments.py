@@ -9,15 +9,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction["Parser"]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-def help_formatter(prog: str) -> argparse.HelpFormatter:
-    """Make the formatter of help texts. rich is loaded here, and so only when help is printed."""
+class Parser(argparse.ArgumentParser):
+    """A parser that loads rich when it prints help, and not before.
+
+    argparse makes a formatter for each argument that is declared, only to check it: that one must
+    be the plain one.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def format_help(self) -> str:
+        """Return the help text."""
+        self.formatter_class = _rich_formatter
+        return super().format_help()
+
+
+def _rich_formatter(prog: str) -> argparse.HelpFormatter:
     from rich_argparse import RawDescriptionRichHelpFormatter
 
     from chronicle.cli.output import console
@@ -38,15 +55,13 @@ def add_command(
     summary: str,
     description: str,
     examples: str,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Declare a command with the options that all have."""
     parser = commands.add_parser(
         name,
         help=summary,
         description=description,
         epilog="Examples:\n" + examples,
-        formatter_class=help_formatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "-v",
@@ -60,12 +75,12 @@ def add_command(
     return parser
 
 
-def add_queue(parser: argparse.ArgumentParser) -> None:
+def add_queue(parser: Parser) -> None:
     """Declare the argument QUEUE."""
     parser.add_argument("queue", metavar="QUEUE", help="directory of the queue")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: Parser) -> None:
     """Declare the option --json."""
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 

@@ -87,4 +87,6 @@ def _show(facts: dict[str, str], figures: list[dict[str, Any]]) -> None:
             figure["floor_name"],
         )
     out.print(table)
-    out.print("medians; 64-byte payloads; Python's loop is part of figure and floor alike")
+    out.print("\nmedians; 64-byte payloads; Python's loop is part of figure and floor alike")
+    if late := sum(figure.get("late", 0) for figure in figures):
+        out.print(f"left out: {late} rolls for which the provisioner was late; the machine is busy")

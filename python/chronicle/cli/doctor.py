@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from chronicle.cli.arguments import add_command, add_json, add_queue
@@ -103,12 +104,11 @@ def _verify(path: str) -> dict[str, Any]:
     from chronicle.cli.output import console
     from chronicle.queue import verify
 
-    terminal = console(stderr=True)
-    if not terminal.is_terminal:
+    if not sys.stderr.isatty():
         return verify(path)
     from rich.progress import Progress
 
-    with Progress(console=terminal, transient=True) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("verifying", total=None)
         return verify(path, lambda done, total: progress.update(task, completed=done, total=total))
 

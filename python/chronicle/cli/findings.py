@@ -126,12 +126,11 @@ def check_writer(facts: dict[str, Any], ends: Ends) -> Iterator[Finding]:
         text = "no writer has opened the queue yet, or the first one died while it did"
         yield Finding("note", "no-writer", text, "open it with chronicle.Queue.open_publisher")
         return
-    since = f", {duration_text(age(ends.newest_ns))} after the newest message" * bool(
-        ends.newest_ns
-    )
-    text = (
-        f"no live writer: the last one (pid {facts['writer_pid']}) closed the queue or died{since}"
-    )
+    newest = ""
+    if ends.newest_ns:
+        newest = f"; the newest message is {duration_text(age(ends.newest_ns))} old"
+    pid = facts["writer_pid"]
+    text = f"no live writer: the last one (pid {pid}) closed the queue or died{newest}"
     cure = "start the writer again: opening recovers the queue, and the sequence goes on"
     yield Finding("note", "no-writer", text, cure)
 
@@ -264,7 +263,9 @@ def check_rolls(facts: dict[str, Any]) -> Iterator[Finding]:
             f"{inline:,} of {inline + facts['rolls']:,} rolls were done inline: "
             "each kept the writer waiting for the file system"
         )
-        cure = "open the publisher with provisioner=chronicle.Provisioner()"
+        cure = (
+            "open the publisher with provisioner=chronicle.Provisioner(), or with larger segments"
+        )
         yield Finding("note", "rolls-inline", text, cure)
 
 
@@ -305,6 +306,9 @@ def check_permissions(path: str) -> Iterator[Finding]:
     """Look whether only those who should can read or write the files."""
     root = Path(path)
     owner = root.stat().st_uid
+    # Whoever made the control file decided whether the group may read.
+    for_group = (root / "control").stat().st_mode & stat.S_IRGRP
+    too_much = stat.S_IRWXO | (stat.S_IWGRP if for_group else stat.S_IRWXG)
     loose, foreign = [], []
     for file in [root, *sorted(root.rglob("*"))]:
         try:
@@ -314,14 +318,14 @@ def check_permissions(path: str) -> Iterator[Finding]:
         name = "." if file == root else str(file.relative_to(root))
         if stat.S_ISLNK(status.st_mode) or status.st_uid != owner:
             foreign.append(name)
-        elif status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        elif status.st_mode & too_much:
             loose.append(name)
     if loose:
         text = (
             f"others may read or change {_some(loose)}; whoever cuts a file short under a live "
             "mapping kills its readers (SIGBUS)"
         )
-        cure = shell_quoted("chmod", "-R", "g-w,o-rwx", path)
+        cure = shell_quoted("chmod", "-R", "g-w,o-rwx" if for_group else "go-rwx", path)
         yield Finding("warning", "permissions", text, cure)
     if foreign:
         text = f"links, or files of another owner: {_some(foreign)}; links are not followed"

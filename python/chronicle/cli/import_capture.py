@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +140,11 @@ def _warn_of_ignored(options: argparse.Namespace) -> None:
 def _copy(capture: Capture, writer: QueueWriter) -> None:
     from chronicle.cli.output import console
 
-    terminal = console(stderr=True)
-    if not terminal.is_terminal:
+    if not sys.stderr.isatty():
         for batch in capture:
             _append(writer, batch)
         return
-    progress = _progress_bar(terminal)
+    progress = _progress_bar(console(stderr=True))
     with progress:
         task = progress.add_task("importing", total=capture.bytes_total, messages=0)
         first_seq = writer.next_seq

@@ -78,9 +78,13 @@ def _show_queue(out: Console, facts: dict[str, Any], ends: Ends) -> None:
         table.add_row("messages", f"none (the next one is {ends.next_seq:,})")
     if ends.error is not None:
         table.add_row("end", f"cannot be read: {ends.error}")
-    writer = f"pid {facts['writer_pid']}, " if facts["writer_live"] else "none live; the last one "
-    epoch = f"epoch {facts['epoch']}, opened {time_text(facts['writer_opened_ns'])}"
-    table.add_row("writer", writer + epoch if facts["epoch"] else "none yet")
+    opened = f"epoch {facts['epoch']}, opened {time_text(facts['writer_opened_ns'])}"
+    if not facts["epoch"]:
+        table.add_row("writer", "none yet")
+    elif facts["writer_live"]:
+        table.add_row("writer", f"pid {facts['writer_pid']}, {opened}")
+    else:
+        table.add_row("writer", f"none now; the last one: {opened}")
     durable = facts["durable_seq"]
     table.add_row("on disk for certain", f"up to {durable:,}" if durable else "nothing flushed yet")
     size = bytes_text(len(facts["segments"]) * facts["segment_bytes"])

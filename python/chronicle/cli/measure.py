@@ -10,7 +10,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from chronicle._core import Floor
-from chronicle.queue import Provisioner, Queue
+from chronicle.queue import Provisioner, Queue, inspect
 
 if TYPE_CHECKING:
     from chronicle.queue import QueueReader, QueueWriter
@@ -140,34 +140,56 @@ def measure_batches(writer: QueueWriter, reader: QueueReader) -> list[Figure]:
 def measure_rolls(folder: str) -> list[Figure]:
     """Measure the append that rolls into the next segment, with a provisioner and without."""
     figures = []
-    for name, provisioned in (("append at a roll", True), ("the same, no provisioner", False)):
-        rolls, others = _time_rolls(f"{folder}/{'rolls' if provisioned else 'inline'}", provisioned)
-        floor = sorted(others)[int(len(others) * 0.999)]
-        value = statistics.median(rolls)
-        figure = _figure(name, value, floor, "p99.9 of appends elsewhere")
-        figures.append(figure | {"max": max(rolls), "rolls": len(rolls)})
+    for name, provisioned in (("append at a roll", True), ("the same, inline", False)):
+        path = f"{folder}/{'prepared' if provisioned else 'inline'}"
+        rolls, others, late = _time_rolls(path, provisioned=provisioned)
+        if not rolls:
+            continue  # The machine is so busy that the provisioner was late every time.
+        figure = _figure(
+            name, statistics.median(rolls), _quantile(others, 0.999), "p99.9 of appends elsewhere"
+        )
+        figures.append(figure | {"max": max(rolls), "rolls": len(rolls), "late": late})
     return figures
 
 
-def _time_rolls(path: str, provisioned: bool) -> tuple[list[int], list[int]]:
+def _quantile(values: list[int], quantile: float) -> int:
+    return sorted(values)[int(len(values) * quantile)]
+
+
+def _time_rolls(path: str, *, provisioned: bool) -> tuple[list[int], list[int], int]:
+    """Return the times of appends that roll, of the others, and how often the provisioner was late.
+
+    A roll for which the provisioner was late is an inline one, and not among the first.
+    """
     segment_bytes = 1 << 20
     provisioner = Provisioner() if provisioned else None
     rolls: list[int] = []
     others: list[int] = []
+    inline = 0
     clock = time.perf_counter_ns
     payload = bytes(4_000)
     with Queue.open_publisher(path, segment_bytes=segment_bytes, provisioner=provisioner) as writer:
-        while len(rolls) < ROLLS:
-            before = writer.position // segment_bytes
-            start = clock()
-            writer.append(1, payload)
-            taken = clock() - start
-            if writer.position // segment_bytes == before:
-                others.append(taken)
-                continue
-            rolls.append(taken)
-            # Time for the provisioner, as a real market would leave it.
-            time.sleep(0.002)
+        for _ in range(ROLLS):
+            _wait_for_next_segment(path, provisioned=provisioned)
+            segment = writer.position // segment_bytes
+            while writer.position // segment_bytes == segment:
+                start = clock()
+                writer.append(1, payload)
+                others.append(clock() - start)
+            taken = others.pop()
+            inline_before, inline = inline, inspect(path)["rolls_inline"]
+            if not provisioned or inline == inline_before:
+                rolls.append(taken)
     if provisioner is not None:
         provisioner.close()
-    return rolls, others
+    return rolls, others, inline if provisioned else 0
+
+
+def _wait_for_next_segment(path: str, *, provisioned: bool) -> None:
+    """Give the provisioner the time that a market would give it; at most 50 ms."""
+    for _ in range(25):
+        time.sleep(0.002)
+        facts = inspect(path)
+        if not provisioned or facts["segments"][-1]["index"] > facts["tail_segment"]:
+            break
+    time.sleep(0.002)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from chronicle.cli import bench, doctor, import_capture, inspect, reader, retain, tail
-from chronicle.cli.arguments import help_formatter
+from chronicle.cli.arguments import Parser
 from chronicle.errors import ChronicleError
 
 __all__ = ["main"]
@@ -42,15 +42,9 @@ Data goes to stdout, everything else to stderr. NO_COLOR turns colours off.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser with all commands."""
-    parser = argparse.ArgumentParser(
-        prog="chronicle",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=help_formatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="chronicle", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show the traceback of an error"

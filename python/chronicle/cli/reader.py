@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from chronicle.cli.arguments import add_command, add_queue, help_formatter
+from chronicle.cli.arguments import add_command, add_queue
 
 if TYPE_CHECKING:
     from chronicle.cli.arguments import Commands
@@ -22,8 +22,6 @@ def add(commands: Commands) -> None:
         help="forget readers: reader rm QUEUE NAME",
         description="Look after the registered readers of a queue. `inspect` lists them.",
         epilog="Examples:\n" + EXAMPLES,
-        formatter_class=help_formatter,
-        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle reader", required=True

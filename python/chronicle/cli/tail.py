@@ -11,6 +11,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from chronicle.cli.arguments import add_command, add_json, add_queue, positive
@@ -122,13 +123,15 @@ def run(options: argparse.Namespace) -> int:
     queue = Queue(options.queue)
     printer = _Printer(queue, as_json=options.json)
     wanted = _wanted_types(queue, options.types)
-    with Queue.open_subscriber(options.queue, None, start="latest", wait="sleep") as reader:
+    # Not at the end at once: damage there must not hide what is before it.
+    with Queue.open_subscriber(options.queue, None, start="earliest", wait="sleep") as reader:
         left = None
         if options.start is not None:
             reader._seek(*options.start)
             left = options.lines
         else:
             count = options.lines or 10
+            reader.seek("latest")
             _seek_back(reader, facts, wanted, count)
             if not options.follow:
                 left = count
@@ -203,13 +206,14 @@ def _wanted_types(queue: Queue, names: list[str] | None) -> set[int] | None:
 
     if names is None:
         return None
-    known = {cls.__name__.lower(): type_id for type_id, cls in queue.types.items()}
-    wanted = set()
+    wanted: set[int] = set()
     for name in names:
+        # Two feeds in one queue may both have a Trade.
+        known = {i for i, cls in queue.types.items() if cls.__name__.lower() == name.lower()}
         try:
-            wanted.add(known.get(name.lower()) or int(name, 0))
+            wanted |= known or {int(name, 0)}
         except ValueError:
-            listed = ", ".join(sorted(cls.__name__ for cls in queue.types.values()))
+            listed = ", ".join(sorted({cls.__name__ for cls in queue.types.values()}))
             raise BadArgument(
                 f"unknown --type: found={name!r} "
                 f"expected=one of the schema ({listed or 'which is empty'}), or a number"
@@ -323,7 +327,7 @@ def _value_text(value: Any) -> str:
         return safe_text(value)
     if isinstance(value, tuple):
         return "[" + " ".join(_value_text(item) for item in value) + "]"
-    return str(value)
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def _json_value(value: Any) -> Any:
@@ -337,7 +341,9 @@ def _json_value(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
-    return str(value)  # Decimals keep their digits; JSON has no word for nan and infinity.
+    if isinstance(value, Decimal):
+        return f"{value:f}"  # As text, which keeps all digits.
+    return str(value)  # JSON has no word for nan and infinity.
 
 
 def _raw_text(payload: bytes) -> str:

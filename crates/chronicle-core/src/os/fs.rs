@@ -182,22 +182,45 @@ pub fn is_unlinked(file: &File) -> bool {
     file.metadata().is_ok_and(|m| m.nlink() == 0)
 }
 
+/// Whether two descriptors are of one file.
+pub fn is_same(a: &File, b: &File) -> io::Result<bool> {
+    let (a, b) = (a.metadata()?, b.metadata()?);
+    Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
 pub fn file_len(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
+/// Most bytes that one `fallocate` is asked for. A signal ends the call and undoes it (a tmpfs does so), and Python installs its
+/// handlers without SA_RESTART: under a fast timer a long call would never come to its end.
+const ALLOCATE_BYTES_MAX: u64 = 4 << 20;
+
 /// Makes the file `len` bytes long with all blocks allocated, or fails (ENOSPC) with nothing promised.
 pub fn allocate(file: &File, len: u64) -> io::Result<()> {
-    // SAFETY: our own descriptor.
-    let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len as libc::off_t) };
-    if rc == 0 {
-        return Ok(());
+    let mut at = 0;
+    while at < len {
+        let bytes = (len - at).min(ALLOCATE_BYTES_MAX);
+        // SAFETY: our own descriptor.
+        let rc = unsafe {
+            libc::fallocate(file.as_raw_fd(), 0, at as libc::off_t, bytes as libc::off_t)
+        };
+        if rc == 0 {
+            at += bytes;
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EOPNOTSUPP) => return write_zeros(file, len),
+            _ => return Err(error),
+        }
     }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
-        return Err(error);
-    }
-    // The file system cannot preallocate (some network file systems): write zeros, which is slow and the same.
+    Ok(())
+}
+
+/// For file systems that cannot preallocate (some network file systems): slow, and the same.
+fn write_zeros(file: &File, len: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
     let zeros = vec![0_u8; 1 << 20];
     let mut at = 0;

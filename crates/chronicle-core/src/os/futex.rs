@@ -1,5 +1,7 @@
 //! Sleeping on words in shared memory: futex(2) and futex_waitv(2). Never the private flavour: waiters and wakers are different
 //! processes.
+//!
+//! Kernels before 5.16 have no futex_waitv, and some sandboxes forbid it; [`wait_any`] then naps for [`NAP`] and lets the caller look again.
 
 use crate::sync::AtomicU32;
 use std::io;
@@ -7,6 +9,9 @@ use std::time::Duration;
 
 /// Most words that one `futex_waitv` takes (FUTEX_WAITV_MAX in linux/futex.h).
 pub const WAITV_MAX: usize = 128;
+
+/// How long a waiter that cannot be rung sleeps between looks.
+pub const NAP: Duration = Duration::from_micros(200);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
@@ -25,10 +30,14 @@ pub fn wait(word: &AtomicU32, seen: u32, timeout: Option<Duration>) -> io::Resul
     });
     let limit_ptr = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the word and the time outlive the call; FUTEX_WAIT only reads them.
-    let rc = unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, limit_ptr)
-    };
+    let rc =
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, limit_ptr) };
     outcome(rc)
+}
+
+/// Sleeps for the time, on a word that nobody rings. Unlike `thread::sleep` it tells of a signal.
+pub fn nap(time: Duration) -> io::Result<Woken> {
+    wait(&AtomicU32::new(0), 0, Some(time))
 }
 
 /// Wakes all sleepers of the word.
@@ -80,7 +89,14 @@ pub fn wait_any(words: &[(&AtomicU32, u32)], timeout: Option<Duration>) -> io::R
             libc::CLOCK_MONOTONIC,
         )
     };
-    outcome(rc.min(0))
+    outcome(rc.min(0)).or_else(|error| match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM) => {
+            let left = timeout.map_or(NAP, |t| t.min(NAP));
+            // Whether the time is up, and whether anything was rung, is for the caller to see.
+            nap(left).map(|woken| if woken == Woken::TimedOut { Woken::Yes } else { woken })
+        }
+        _ => Err(error),
+    })
 }
 
 fn outcome(rc: libc::c_long) -> io::Result<Woken> {

@@ -14,8 +14,11 @@ extern "C" fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     for place in &CLOSE_IN_CHILD {
         // Relaxed: as above.
-        let fd = place.swap(0, Ordering::Relaxed);
+        let fd = place.load(Ordering::Relaxed);
+        // Only looked at where it is 0, so that the pages stay shared with the parent.
         if fd != 0 {
+            // Relaxed: as above.
+            place.store(0, Ordering::Relaxed);
             // SAFETY: the descriptor is our copy of a lock file; its owner object knows that it is gone. `close` is
             // async-signal-safe.
             unsafe { libc::close(fd as libc::c_int - 1) };
@@ -31,6 +34,55 @@ pub fn fork_generation() -> u64 {
     FORKS.load(Ordering::Relaxed)
 }
 
+/// From now on [`fork_generation`] counts. Everything that compares it calls this (or opens a lock, which does) first.
+pub fn watch_forks() {
+    static HOOK: OnceLock<()> = OnceLock::new();
+    HOOK.get_or_init(|| {
+        // SAFETY: the handler is async-signal-safe: atomics and `close`.
+        unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
+    });
+}
+
+/// While it lives, this thread takes no signals; threads that it starts meanwhile never do.
+pub struct BlockedSignals {
+    before: libc::sigset_t,
+    /// The mask belongs to the thread.
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+/// Blocks every signal that some other thread can take as well. Those that an instruction of this very thread raises stay, and so
+/// does the profiler's.
+pub fn block_signals() -> BlockedSignals {
+    const LEFT: [libc::c_int; 8] = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGSYS,
+        libc::SIGPROF,
+    ];
+    // SAFETY: signal sets are plain data, filled in by the calls; none of them can fail with these arguments.
+    unsafe {
+        let mut mask: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut mask);
+        for signal in LEFT {
+            libc::sigdelset(&mut mask, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &mask, &mut before);
+        BlockedSignals { before, not_send: std::marker::PhantomData }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set was filled in by `block_signals`, on this thread.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
 /// A descriptor that a forked child closes as it starts.
 pub struct CloseInChild {
     place: usize,
@@ -39,11 +91,7 @@ pub struct CloseInChild {
 
 impl CloseInChild {
     pub fn register(fd: libc::c_int) -> std::io::Result<Self> {
-        static HOOK: OnceLock<()> = OnceLock::new();
-        HOOK.get_or_init(|| {
-            // SAFETY: the handler is async-signal-safe: atomics and `close`.
-            unsafe { libc::pthread_atfork(None, None, Some(after_fork_in_child)) };
-        });
+        watch_forks();
         let free = CLOSE_IN_CHILD.iter().position(|place| {
             // Relaxed: the place carries one number and nothing is read through it.
             place.compare_exchange(0, fd as u32 + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()

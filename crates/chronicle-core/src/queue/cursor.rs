@@ -10,6 +10,7 @@ use crate::protocol::{self, Strong};
 use crate::queue::durable;
 use crate::queue::dir::{self, QueueDir, crc_of, expect, expect_magic};
 use crate::sync::Ordering;
+use std::fs::File;
 use std::mem::offset_of;
 
 const SUFFIX: &str = ".cursor";
@@ -45,15 +46,15 @@ impl Cursor {
     pub fn open(queue: &QueueDir, name: &str) -> Result<Self> {
         crate::queue::options::check_name("reader name", name)?;
         let file_name = file_name(name);
-        let lock = lock_file(queue, name, &file_name)?;
+        let (lock, file) = lock_file(queue, name, &file_name)?;
         failpoint::hit("cursor.locked");
-        let len = fs::file_len(lock.file());
+        let len = fs::file_len(&file);
         if len.map_err(|e| Error::io("look at", queue.readers.join(&file_name), e))? == 0 {
-            dir::allocate(&queue.readers, &file_name, lock.file(), CURSOR_BYTES as u64)?;
+            dir::allocate(&queue.readers, &file_name, &file, CURSOR_BYTES as u64)?;
             failpoint::hit("cursor.allocated");
         }
         let bytes = CURSOR_BYTES as u64;
-        let map = dir::map_exact(&queue.readers, &file_name, lock.file(), bytes, true)?;
+        let map = dir::map_exact(&queue.readers, &file_name, &file, bytes, true)?;
         map.populate().map_err(|e| dir::full_or(e, &queue.readers, &file_name, bytes))?;
         let cursor = Self { map, _lock: lock };
         cursor.check_or_init(queue, &file_name)?;
@@ -150,17 +151,26 @@ impl Cursor {
     }
 }
 
-/// Opens or creates the file and locks it.
-fn lock_file(queue: &QueueDir, name: &str, file_name: &str) -> Result<ByteLock> {
+/// Opens or creates the file and locks it; gives a second descriptor of the same file, to be mapped.
+///
+/// The file that is locked must not be the one that is mapped: a mapping keeps the open file description alive, and with it the
+/// lock. A child that its reader forked has the mapping and would hold the lock beyond the reader's death.
+fn lock_file(queue: &QueueDir, name: &str, file_name: &str) -> Result<(ByteLock, File)> {
+    let io = |what, e| Error::io(what, queue.readers.join(file_name), e);
     loop {
         let file = queue.readers.open_or_create(file_name, queue.file_mode)?;
         let taken = ByteLock::try_take(file, LOCK_BYTE)
-            .map_err(|e| Error::io("lock", queue.readers.join(file_name), e))?;
+            .map_err(|e| io("lock", e))?;
         match taken {
             // Removed between our open and our lock: retention would not see this file, nor another reader of that name. Each
             // further round needs another removal.
             Ok(lock) if fs::is_unlinked(lock.file()) => drop(lock),
-            Ok(lock) => return Ok(lock),
+            Ok(lock) => {
+                let file = queue.readers.open_file(file_name, true)?;
+                if fs::is_same(lock.file(), &file).map_err(|e| io("look at", e))? {
+                    return Ok((lock, file));
+                }
+            }
             Err(_) => {
                 let pid = inspect(queue, name).map_or(0, |i| i.pid);
                 let (path, name) = (queue.display(), name.to_owned());

@@ -3,6 +3,12 @@
 //! Each writer and reader has an [`Endpoint`]: a slot with the next segment, mapped and prefaulted, and slots for the mappings it has
 //! left behind. A [`Provisioner`] is one thread that fills the one and empties the others. The hot side only exchanges
 //! pointers; it never waits, and where the worker is late it does the work itself and counts that.
+//!
+//! # When both do the same work
+//!
+//! The worker and an inline roll may prepare the same segment. Whoever renames first has made the file, the other opens it, and both
+//! mappings are good. What the worker then leaves in the slot is not wanted any more; it takes it back itself, because it would keep the
+//! wanted segment out and so make the next roll late as well. Everything else goes through slots (P5 in [`crate::protocol`]).
 
 use crate::error::Result;
 use crate::os::process;
@@ -24,6 +30,11 @@ const RETIRED_SLOTS: usize = 4;
 const IDLE: Duration = Duration::from_micros(250);
 /// How long it lets an endpoint alone whose segment could not be prepared.
 const BACKOFF: Duration = Duration::from_millis(50);
+/// The same for a reader whose next segment does not exist yet: this for each client of the worker, between the two limits. So a
+/// few readers are served at once, and many do not keep the worker busy with looking.
+const MISSING_PER_CLIENT: Duration = Duration::from_micros(100);
+const MISSING_MIN: Duration = IDLE;
+const MISSING_MAX: Duration = Duration::from_millis(20);
 
 /// Where a hot writer or reader and the worker meet.
 pub struct Endpoint {
@@ -33,6 +44,7 @@ pub struct Endpoint {
     wanted: AtomicU64,
     ready: Slot<Segment>,
     retired: [Slot<Segment>; RETIRED_SLOTS],
+    /// Workers that serve this endpoint; normally 0 or 1.
     attached: AtomicU32,
     closed: AtomicU32,
     /// Mappings that the hot side had to unmap itself, and segments it had to open itself, while a worker was attached.
@@ -116,38 +128,77 @@ impl Endpoint {
         self.late.load(Ordering::Relaxed)
     }
 
-    /// The worker's part: empty the retired slots, fill the ready one. `true` if there was something to do.
-    fn serve(&self, done: &mut u64) -> Result<bool> {
-        let mut worked = false;
-        for slot in &self.retired {
-            if let Some(segment) = slot.take::<Strong>() {
-                drop(segment);
-                worked = true;
-            }
-        }
+    /// Times the worker failed to prepare a segment or to do a chore.
+    pub fn errors(&self) -> u64 {
+        // Relaxed: a counter for people.
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    fn note_error(&self) {
+        // Relaxed: a counter for people.
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The worker's part: empty the retired slots, fill the ready one.
+    fn serve(&self, done: &mut u64) -> Result<Served> {
+        let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
+        // Acquire: what the hot side did to the segments before came before; it is theirs, nothing is read through the number.
         let wanted = self.wanted.load(Ordering::Acquire);
-        if self.ready.is_full() || *done == wanted {
+        if *done == wanted {
             return Ok(worked);
         }
-        let segment = if self.is_writer {
-            Segment::prepare(&self.queue, wanted)?
-        } else {
-            match Segment::open(&self.queue, wanted, false) {
-                Ok(segment) => segment,
-                // The writer has not prepared it yet, or retention was faster.
-                Err(e) if e.is_not_found() => return Ok(worked),
-                Err(e) => return Err(e),
-            }
-        };
-        if !self.is_writer {
-            segment.map().populate().map_err(|e| crate::Error::io("prefault", self.queue.display(), e))?;
-        }
-        if self.wanted.load(Ordering::Acquire) == wanted {
+        if let Some(segment) = self.ready.take::<Strong>()
+            && segment.index == wanted
+        {
+            // Another worker's. If the slot was filled meanwhile, this one goes.
             *done = wanted;
             drop(self.ready.put::<Strong>(segment));
+            return Ok(worked);
         }
-        Ok(true)
+        let prepared = if self.is_writer {
+            Segment::prepare(&self.queue, wanted).map(Some)
+        } else {
+            self.open_prefaulted(wanted)
+        };
+        if self.wanted.load(Ordering::Acquire) != wanted {
+            // The hot side was faster. An error says no more than that (a segment that has been entered is no longer new).
+            return Ok(Served::Worked);
+        }
+        let Some(segment) = prepared? else {
+            return Ok(Served::Missing);
+        };
+        *done = wanted;
+        drop(self.ready.put::<Strong>(segment));
+        Ok(Served::Worked)
     }
+
+    /// A reader's next segment; `None` if the writer has not prepared it yet, or retention was faster.
+    fn open_prefaulted(&self, index: u64) -> Result<Option<Arc<Segment>>> {
+        let segment = match Segment::open(&self.queue, index, false) {
+            Err(e) if e.is_not_found() => return Ok(None),
+            other => other?,
+        };
+        let populated = segment.map().populate();
+        populated.map_err(|e| crate::Error::io("prefault", self.queue.display(), e))?;
+        Ok(Some(segment))
+    }
+
+    fn empty_retired(&self) -> bool {
+        let mut worked = false;
+        for slot in &self.retired {
+            worked |= slot.take::<Strong>().is_some();
+        }
+        worked
+    }
+}
+
+/// What came out of serving an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Nothing,
+    Worked,
+    /// The wanted segment does not exist yet.
+    Missing,
 }
 
 /// What the worker does besides, for the queue of one writer.
@@ -159,6 +210,7 @@ pub struct Chores {
     pub retention: Option<RetentionPolicy>,
 }
 
+/// An endpoint as the worker sees it. Dropping it detaches the endpoint.
 struct Client {
     endpoint: Arc<Endpoint>,
     /// The index that was last put into the slot.
@@ -171,7 +223,8 @@ struct Client {
 
 #[derive(Default)]
 struct Shared {
-    clients: Mutex<Vec<Client>>,
+    /// Attached since the worker last looked. The worker keeps its clients to itself, so that attaching never waits for its work.
+    new_clients: Mutex<Vec<Client>>,
     stop: AtomicU32,
 }
 
@@ -184,11 +237,13 @@ pub struct Provisioner {
 
 impl Provisioner {
     pub fn new() -> std::io::Result<Self> {
+        process::watch_forks();
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("chr-provision".into())
-            .spawn(move || theirs.run())?;
+        // Signals are for the threads that wait for them; here they would only interrupt system calls.
+        let _blocked = process::block_signals();
+        let thread =
+            std::thread::Builder::new().name("chr-provision".into()).spawn(move || theirs.run())?;
         Ok(Self { shared, thread: Some(thread), fork_generation: process::fork_generation() })
     }
 
@@ -201,7 +256,12 @@ impl Provisioner {
     }
 
     fn attach(&self, endpoint: Arc<Endpoint>, chores: Chores) {
-        endpoint.attached.store(1, Ordering::Release);
+        if self.is_inherited() {
+            // There is no worker here: this client rolls inline.
+            return;
+        }
+        // Relaxed: a hint for the hot side; what passes through the slots is ordered by them.
+        endpoint.attached.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         let client = Client {
             endpoint,
@@ -217,9 +277,14 @@ impl Provisioner {
         }
     }
 
-    /// Stops the thread and waits for it.
+    /// Whether this process was forked from the one that has the thread.
+    fn is_inherited(&self) -> bool {
+        self.fork_generation != process::fork_generation()
+    }
+
+    /// Stops the thread and waits for it. What is still to be flushed at an interval is flushed first.
     pub fn stop(&mut self) {
-        if self.fork_generation != process::fork_generation() {
+        if self.is_inherited() {
             // A forked child has neither the thread, which it would wait for in vain, nor a list that is surely unlocked.
             std::mem::forget(self.thread.take());
             return;
@@ -230,8 +295,9 @@ impl Provisioner {
             // A panic of the worker has been printed by the panic hook; there is nothing to add.
             drop(thread.join());
         }
-        for client in self.shared.lock().drain(..) {
-            client.endpoint.attached.store(0, Ordering::Release);
+        // Attached too late for the thread to see.
+        for mut client in self.shared.lock().drain(..) {
+            client.flush_last();
         }
     }
 }
@@ -244,59 +310,207 @@ impl Drop for Provisioner {
 
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Client>> {
-        // A poisoned list is still a list: the worker's own panic is the only way to poison it.
-        self.clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        // A poisoned list is still a list: nothing that is done under the lock leaves it half done.
+        self.new_clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn run(&self) {
+        let mut clients = Vec::new();
         while self.stop.load(Ordering::Acquire) == 0 {
+            clients.append(&mut *self.lock());
+            clients.retain_mut(|client| !client.is_finished());
+            let now = Instant::now();
             let mut worked = false;
-            {
-                let mut clients = self.lock();
-                clients.retain(|c| c.endpoint.closed.load(Ordering::Acquire) == 0);
-                for client in clients.iter_mut() {
-                    worked |= client.serve();
-                }
+            let missing_pause = MISSING_PER_CLIENT.saturating_mul(clients.len() as u32);
+            let missing_pause = missing_pause.clamp(MISSING_MIN, MISSING_MAX);
+            for client in &mut clients {
+                worked |= client.serve(now, missing_pause);
+            }
+            // A chore may wait for the device: one at a time, the one that is most overdue, and all segments are served in between.
+            let due = clients.iter_mut().filter(|c| c.due().is_some_and(|due| due <= now));
+            if let Some(client) = due.min_by_key(|c| c.due()) {
+                client.do_chores(now);
+                worked = true;
             }
             if !worked {
                 std::thread::park_timeout(IDLE);
             }
         }
+        clients.iter_mut().for_each(Client::flush_last);
     }
 }
 
 impl Client {
-    fn serve(&mut self) -> bool {
-        let now = Instant::now();
+    /// Whether the owner is gone, and all is done for it.
+    fn is_finished(&mut self) -> bool {
+        let closed = self.endpoint.closed.load(Ordering::Acquire) != 0;
+        if closed {
+            self.flush_last();
+        }
+        closed
+    }
+
+    fn serve(&mut self, now: Instant, missing_pause: Duration) -> bool {
         if now < self.not_before {
             return false;
         }
-        let served = self.endpoint.serve(&mut self.done);
-        let served = served.and_then(|worked| self.do_chores(now, worked).map(|()| worked));
-        served.unwrap_or_else(|_| {
-            // The hot side meets the same error when it helps itself, and reports it there.
-            // Relaxed: a counter for people.
-            self.endpoint.errors.fetch_add(1, Ordering::Relaxed);
-            self.not_before = now + BACKOFF;
-            false
-        })
+        match self.endpoint.serve(&mut self.done) {
+            Ok(Served::Nothing) => false,
+            Ok(Served::Worked) => {
+                if self.chores.retention.is_some() {
+                    self.retention_due = now;
+                }
+                true
+            }
+            Ok(Served::Missing) => {
+                self.not_before = now + missing_pause;
+                false
+            }
+            Err(_) => {
+                // The hot side meets the same error when it helps itself, and reports it there.
+                self.endpoint.note_error();
+                self.not_before = now + BACKOFF;
+                false
+            }
+        }
     }
 
-    fn do_chores(&mut self, now: Instant, rolled: bool) -> Result<()> {
-        let queue = &self.endpoint.queue;
+    /// When the next chore is due, if there are any.
+    fn due(&self) -> Option<Instant> {
+        let flush = self.chores.flush_interval.map(|_| self.flush_due);
+        let retention = self.chores.retention.map(|_| self.retention_due);
+        flush.into_iter().chain(retention).min()
+    }
+
+    /// Does what is due. What fails is tried again later, and does not keep the segments from being served.
+    fn do_chores(&mut self, now: Instant) {
         if let Some(policy) = &self.chores.retention
-            && (rolled || now >= self.retention_due)
+            && now >= self.retention_due
         {
             self.retention_due = now + Duration::from_secs(1);
-            retention::apply(queue, policy)?;
+            if retention::apply(&self.endpoint.queue, policy).is_err() {
+                self.endpoint.note_error();
+            }
         }
         if let Some(interval) = self.chores.flush_interval
             && now >= self.flush_due
         {
-            let place = seek::tail(queue)?;
-            durable::flush_to(queue, place.position(), place.sequence)?;
-            self.flush_due = Instant::now() + interval;
+            let flushed = flush(&self.endpoint.queue);
+            let pause = if flushed.is_ok() { interval } else { interval.max(BACKOFF) };
+            if flushed.is_err() {
+                self.endpoint.note_error();
+            }
+            self.flush_due = Instant::now() + pause;
         }
-        Ok(())
+    }
+
+    /// Nobody will flush after this: the last interval ends now.
+    fn flush_last(&mut self) {
+        if self.chores.flush_interval.is_some() && flush(&self.endpoint.queue).is_err() {
+            self.endpoint.note_error();
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Relaxed: as in `attach`.
+        self.endpoint.attached.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.empty_retired();
+    }
+}
+
+fn flush(queue: &QueueDir) -> Result<()> {
+    let place = seek::tail(queue)?;
+    durable::flush_to(queue, place.position(), place.sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::options::{Options, Start};
+
+    fn with_queue(name: &str, test: impl FnOnce(&mut Writer, &std::path::Path)) {
+        let name = format!("chronicle-provision-{}-{name}", process::pid());
+        let path = std::env::temp_dir().join(name);
+        let options = Options { segment_bytes: 1 << 16, segments_max: 64, ..Options::default() };
+        test(&mut Writer::open(&path, &options).unwrap(), &path);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+
+    #[test]
+    fn a_segment_that_came_too_late_does_not_make_the_next_one_late() {
+        with_queue("late", |writer, _| {
+            let endpoint = Endpoint::new(Arc::clone(writer.queue()), true, 1);
+            let mut done = u64::MAX;
+            assert!(endpoint.serve(&mut done).unwrap() == Served::Worked);
+            // The hot side did not see it in time, rolled inline and wants the next one.
+            endpoint.want(2);
+            assert!(endpoint.serve(&mut done).unwrap() == Served::Worked);
+            assert_eq!(endpoint.take_ready(2).unwrap().index, 2);
+            // Taken, but not yet asked for the next: nothing to do.
+            assert!(endpoint.serve(&mut done).unwrap() == Served::Nothing);
+            assert!(!endpoint.is_ready());
+        });
+    }
+
+    #[test]
+    fn what_another_worker_left_is_left_alone() {
+        with_queue("two", |writer, _| {
+            let endpoint = Endpoint::new(Arc::clone(writer.queue()), true, 1);
+            let (mut ours, mut theirs) = (u64::MAX, u64::MAX);
+            assert!(endpoint.serve(&mut theirs).unwrap() == Served::Worked);
+            assert!(endpoint.serve(&mut ours).unwrap() == Served::Nothing);
+            assert_eq!(endpoint.take_ready(1).unwrap().index, 1);
+        });
+    }
+
+    #[test]
+    fn a_reader_is_ahead_of_the_writer_without_an_error() {
+        with_queue("missing", |_, path| {
+            let reader = Reader::open(path, None, Start::Resume).unwrap();
+            let mut done = u64::MAX;
+            assert!(reader.endpoint().serve(&mut done).unwrap() == Served::Missing);
+        });
+    }
+
+    #[test]
+    fn endpoints_are_detached_when_the_worker_stops_and_served_by_the_next() {
+        with_queue("stop", |writer, _| {
+            for round in 1..=3 {
+                let provisioner = Provisioner::new().unwrap();
+                provisioner.attach_writer(writer, Chores::default());
+                assert!(writer.endpoint().is_attached());
+                while !writer.is_provisioned() {
+                    std::thread::yield_now();
+                }
+                while writer.queue().tail_segment() < round {
+                    writer.append(1, &[0; 1_000], None).unwrap();
+                }
+                drop(provisioner);
+                assert!(!writer.endpoint().is_attached());
+            }
+            // Relaxed: nobody else counts.
+            assert_eq!(writer.queue().control().rolls_inline.load(Ordering::Relaxed), 0);
+        });
+    }
+
+    #[test]
+    fn what_was_written_in_the_last_interval_is_flushed_when_the_writer_closes() {
+        with_queue("flush", |writer, path| {
+            let provisioner = Provisioner::new().unwrap();
+            let path = path.join("closing");
+            let options = Options { segment_bytes: 1 << 16, ..Options::default() };
+            let mut closing = Writer::open(&path, &options).unwrap();
+            let chores =
+                Chores { flush_interval: Some(Duration::from_secs(3_600)), retention: None };
+            provisioner.attach_writer(&closing, chores);
+            let sequence = closing.append(1, b"x", None).unwrap();
+            let queue = Arc::clone(closing.queue());
+            drop(closing);
+            drop(provisioner);
+            assert_eq!(queue.control().durable_sequence.load(Ordering::Acquire), sequence);
+            assert!(writer.endpoint().errors() == 0);
+        });
     }
 }

@@ -153,6 +153,12 @@ fn same_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
     if !present.contains(&hint) {
         return Err(ErrorKind::SegmentMissing { path: queue.display(), index: hint }.into());
     }
+    let floor = queue.floor_segment();
+    if floor > hint {
+        // One of the two is damaged; and what is written below the floor would be deleted as a leftover.
+        let why = format!("the oldest segment is said to be {floor}, the newest {hint}");
+        return Err(queue.corrupt(queue.geometry.position(hint, 0), why));
+    }
     // The segment before the hint may lack its marker: the hint is stored first.
     let before = hint.checked_sub(1).filter(|index| present.contains(index));
     let mut index = before.unwrap_or(hint);
@@ -181,6 +187,10 @@ fn same_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
             }
             End::Empty => {
                 failpoint::hit("recovery.tail");
+                if index > hint {
+                    // Only a damaged hint is behind; retention and seeks must not go by it.
+                    queue.control().tail_segment.store(index, Ordering::Release);
+                }
                 zero_behind(queue, &segment, walk.offset)?;
                 reset_next(queue, index + 1, present)?;
                 mend_table_entry(queue, &segment);
@@ -510,10 +520,9 @@ fn mark_cursors(queue: &QueueDir, next_sequence: u64) -> Result<bool> {
 /// Renames a segment behind the cut, or removes it if it holds nothing.
 fn set_segment_aside(queue: &QueueDir, index: u64) -> Result<()> {
     let name = segment::file_name(index);
-    let slot = queue.table_slot(index);
-    // Acquire: as in `table_entry`. The slot may belong to an older segment.
-    if slot.index_plus_1.load(Ordering::Acquire) == index + 1 {
-        slot.index_plus_1.store(0, Ordering::Release);
+    // The slot may belong to another segment: the table is a ring.
+    if let Some(entry) = queue.table_entry(index) {
+        entry.index_plus_1.store(0, Ordering::Release);
         failpoint::hit("recovery.entry_cleared");
     }
     if bytes_in_file(queue, &name, queue.geometry.data_offset())? == 0 {
