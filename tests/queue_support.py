@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 import chronicle
-from chronicle.message import MessageBase, char8, f64, i64, u32
+import pytest
+from chronicle.message import MessageBase, char8, f64, i64, u32, u64
 
 #: The smallest segment there is, so that a few hundred messages fill several.
 SEGMENT_BYTES = 1 << 16
@@ -30,16 +29,16 @@ PATIENCE_S = 120.0
 
 @chronicle.message(7)
 class Trade(MessageBase):
-    """A message of 24 bytes."""
+    """A message of 24 bytes. Without padding, which NumPy does not always copy."""
 
     price: i64
     symbol: char8
-    qty: u32
+    qty: u64
 
 
 @chronicle.message(8)
 class Quote(MessageBase):
-    """A message of 32 bytes."""
+    """A message of 32 bytes, the last four of them padding."""
 
     bid: f64
     ask: f64
@@ -211,7 +210,9 @@ class Child:
         """Wait for the end, which must be a clean one; return the lines that were not heard yet."""
         out, errors = self.process.communicate(timeout=PATIENCE_S)
         text = (self._unread + out).decode()
-        assert self.process.returncode == 0, f"exit {self.process.returncode}\n{text}{errors.decode()}"
+        assert self.process.returncode == 0, (
+            f"exit {self.process.returncode}\n{text}{errors.decode()}"
+        )
         assert errors == b"", errors.decode()
         return text.splitlines()
 

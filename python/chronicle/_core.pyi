@@ -4,6 +4,7 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any, Self, final
 
+import numpy as np
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
@@ -32,6 +33,8 @@ FORMAT_VERSION: int
 RECORD_HEADER_BYTES: int
 
 _Path = str | PathLike[str]
+# NumPy's types know that an array is a buffer from Python 3.12 on only.
+_Buffer = Buffer | np.ndarray[Any, Any]
 
 @final
 class Message:
@@ -76,19 +79,17 @@ class QueueWriter:
         segments_max: int,
         group_readable: bool,
     ) -> Self: ...
-    def append(
-        self, type_id: int, payload: Buffer, *, timestamp_ns: int | None = None
-    ) -> int: ...
+    def append(self, type_id: int, payload: _Buffer, *, timestamp_ns: int | None = None) -> int: ...
     def _append_many(
-        self, type_id: int, payloads: Buffer, len_bytes: int, timestamp_ns: int | None = None
+        self, type_id: int, payloads: _Buffer, len_bytes: int, timestamp_ns: int | None = None
     ) -> int: ...
     def append_mixed(
         self,
-        buffer: Buffer,
-        offsets: Buffer,
-        lengths: Buffer,
-        type_ids: Buffer,
-        timestamps_ns: Buffer | None = None,
+        buffer: _Buffer,
+        offsets: _Buffer,
+        lengths: _Buffer,
+        type_ids: _Buffer,
+        timestamps_ns: _Buffer | None = None,
     ) -> int: ...
     def flush(self) -> int: ...
     def close(self) -> None: ...
@@ -154,7 +155,7 @@ class FanInReader:
 class Floor:
     def __new__(cls) -> Self: ...
     def append(
-        self, type_id: int, payload: Buffer, *, timestamp_ns: int | None = None
+        self, type_id: int, payload: _Buffer, *, timestamp_ns: int | None = None
     ) -> None: ...
     def next(self) -> None: ...
 
@@ -194,6 +195,4 @@ def channel(capacity: int) -> tuple[Sender, Receiver]: ...
 def clock_ns() -> int: ...
 def inspect(path: _Path) -> dict[str, Any]: ...
 def remove_reader(path: _Path, name: str) -> None: ...
-def verify(
-    path: _Path, progress: Callable[[int, int], object] | None = None
-) -> dict[str, Any]: ...
+def verify(path: _Path, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]: ...

@@ -75,7 +75,7 @@ def start_as_pair(start: Start) -> tuple[str, int]:
                 "add tzinfo=datetime.timezone.utc"
             )
         # Not timestamp() * 1e9: a float has no room for nanoseconds.
-        since = start - dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+        since = start - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
         micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         return "time", max(micros, 0) * 1_000
     if isinstance(start, int) and not isinstance(start, bool) and 0 <= start <= _U64_MAX:

@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import chronicle
 import pytest
 
-import chronicle
 from tests.queue_support import (
     SEGMENT_BYTES,
     Trade,

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 import chronicle
+import pytest
 from chronicle.feeds import import_capture
 from chronicle.feeds.generate import MarketGenerator, write_pcap
+
 from tests.feeds_support import BINANCE_FILE, IEX_FILE, ITCH_FILE, sample
 from tests.queue_support import Child
 

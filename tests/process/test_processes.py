@@ -6,9 +6,9 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+import chronicle
 import pytest
 
-import chronicle
 from tests.queue_support import (
     Child,
     fill,

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
+import chronicle
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -29,15 +30,12 @@ from hypothesis.stateful import (
     rule,
 )
 
-import chronicle
 from tests.queue_support import SEGMENT_BYTES, Trade, publisher, subscriber, trades
 
 FULL = os.environ.get("CHRONICLE_FIRE") == "full"
 NAMES = ["a", "b", "c"]
 
-sizes = st.one_of(
-    st.integers(0, 64), st.integers(500, 5_000), st.sampled_from([0, 16_000, 60_000])
-)
+sizes = st.one_of(st.integers(0, 64), st.integers(500, 5_000), st.sampled_from([0, 16_000, 60_000]))
 # Steps back are as good as any other.
 times = st.one_of(st.none(), st.integers(0, 1_000))
 
@@ -108,9 +106,7 @@ class QueueMachine(RuleBasedStateMachine):
         offsets = np.array([(7 * n) % 1_000 for n in range(len(lengths))], "u8")
         type_ids = np.array([n % 9 + 1 for n in range(len(lengths))], "u2")
         stamps = np.arange(len(lengths), dtype="u8") if timed else None
-        first = self.writer.append_mixed(
-            buffer, offsets, np.array(lengths, "u4"), type_ids, stamps
-        )
+        first = self.writer.append_mixed(buffer, offsets, np.array(lengths, "u4"), type_ids, stamps)
         assert first == len(self.log) + 1
         for n, length in enumerate(lengths):
             start = int(offsets[n])
@@ -352,7 +348,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 QueueMachine.TestCase.settings = settings(
-    max_examples=2_000 if FULL else 60,
+    max_examples=2_000 if FULL else 250,
     stateful_step_count=60 if FULL else 40,
     deadline=None,
     derandomize=not FULL,

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterable
 from pathlib import Path
 
+import chronicle
 import pytest
 
-import chronicle
 from tests.queue_support import (
     SEGMENT_BYTES,
     fill,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import chronicle
 import numpy as np
 import pytest
-
-import chronicle
 from chronicle.message import MessageBase, u8
+
 from tests.queue_support import (
     SEGMENT_BYTES,
     Quote,

@@ -8,10 +8,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import chronicle
+import pytest
 from chronicle import AddReader, RemoveReader, Stop
+
 from tests.queue_support import fill, payloads, publisher, running, subscriber
 
 

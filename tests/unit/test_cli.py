@@ -620,6 +620,8 @@ def test_doctor_finds_a_missing_segment_without_reading(cli: Cli, path: Path):
     segment_file(path, 1).unlink()
     found = findings(cli, path, code=1)["segment-missing"]
     assert found["severity"] == "error"
+    held = cli.json("doctor", path, code=1)["segments"]
+    assert [(hold["first"], hold["last"]) for hold in held] == [(0, 0), (2, 2), (3, 3)]
     assert found["text"].endswith(": 1")
     assert "missing" in findings(cli, path, "--verify", code=1)["damage"]["text"]
 

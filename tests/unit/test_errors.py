@@ -10,10 +10,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import chronicle
+import pytest
 from chronicle import errors
+
 from tests.queue_support import fill, publisher, subscriber
 
 CLASSES = [

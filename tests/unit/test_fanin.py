@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import chronicle
 import pytest
 
-import chronicle
 from tests.queue_support import (
     SEGMENT_BYTES,
     fill,

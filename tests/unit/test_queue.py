@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chronicle
 import numpy as np
 import pytest
 
-import chronicle
 from tests.queue_support import (
     SEGMENT_BYTES,
     Child,
@@ -36,7 +36,7 @@ from tests.queue_support import (
     trades,
 )
 
-UTC = dt.timezone.utc
+UTC = dt.UTC
 
 # --- Opening a publisher ---
 
@@ -358,7 +358,7 @@ def test_a_closed_writer_says_so(path: Path, use: Callable[[Any], object]):
         lambda r: r.gaps,
         lambda r: r.registered,
     ],
-    ids="next wait commit seek read_batch iter next_seq position gaps registered".split(),
+    ids=["next", "wait", "commit", "seek", "read_batch", "iter", "next_seq", "position", "gaps", "registered"],
 )
 def test_a_closed_reader_says_so(path: Path, use: Callable[[Any], object]):
     publisher(path).close()

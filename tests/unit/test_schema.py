@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any
 
-import pytest
-
 import chronicle
+import pytest
 from chronicle.message import MessageBase, Scale, i64, message_from_schema, u8, u16
+
 from tests.queue_support import Quote, Trade, publisher, subscriber, trades
 
 
@@ -181,9 +181,7 @@ def test_a_damaged_schema_is_refused_or_is_still_a_schema(kind: str, schema: Any
     assert cls.view(bytes(cls.size_bytes)).pack() == bytes(cls.size_bytes)
 
 
-@pytest.mark.parametrize(
-    "name", ["__class__", "pack", "x; import os", "a b", "", "def", "_hidden"]
-)
+@pytest.mark.parametrize("name", ["__class__", "pack", "x; import os", "a b", "", "def", "_hidden"])
 def test_a_stored_field_name_cannot_become_code(name: str):
     schema = json.loads(json.dumps(Trade.schema))
     schema["fields"][0]["name"] = name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -12,9 +11,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import chronicle
 import pytest
 
-import chronicle
 from tests.queue_support import (
     Child,
     Trade,
@@ -540,5 +539,3 @@ def test_subinterpreters_are_refused_or_work(path: Path):
     )
     assert lines[0] in ("works", "refused True")
     assert lines[1:] == ["2"]
-
-

@@ -9,12 +9,11 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import chronicle
 import numpy as np
 import pytest
 
-import chronicle
 from tests.queue_support import (
     Trade,
     fill,

@@ -88,6 +88,8 @@ struct Orders {
     operations: u64,
     checksum: bool,
     provisioned: bool,
+    /// Lets sleepers fall asleep before each operation.
+    pauses: bool,
     reader: String,
 }
 
@@ -108,7 +110,9 @@ fn child(mode: &str) {
         "read" => child_read(&queue, &board, rng, operations),
         "write" => {
             let provisioned = number("CHRONICLE_CHILD_PROVISIONED") == 1;
-            child_write(&queue, &options, &board, rng, operations, provisioned);
+            let pauses = number("CHRONICLE_CHILD_PAUSES") == 1;
+            let mut writer = Writer::open(&queue, &options).unwrap();
+            child_write(&mut writer, &board, rng, operations, provisioned, pauses);
         }
         other => panic!("no such mode: {other}"),
     }
@@ -197,28 +201,30 @@ fn append_mixed(writer: &mut Writer, count: u64, rng: &mut Rng) {
 }
 
 fn child_write(
-    queue: &Path,
-    options: &Options,
+    writer: &mut Writer,
     board: &Board,
     mut rng: Rng,
     operations: u64,
     provisioned: bool,
+    pauses: bool,
 ) {
-    let mut writer = Writer::open(queue, options).unwrap();
     let provisioner = provisioned.then(|| {
         let provisioner = Provisioner::new().unwrap();
         let flush_interval = Some(Duration::from_micros(rng.below(2_000)));
         let chores = Chores { flush_interval, retention: Some(POLICY) };
-        provisioner.attach_writer(&writer, chores);
+        provisioner.attach_writer(writer, chores);
         provisioner
     });
     for _ in 0..operations {
+        if pauses {
+            std::thread::sleep(Duration::from_micros(500));
+        }
         match rng.below(100) {
-            0..60 => append(&mut writer, rng.payload_bytes()),
-            60..75 => append_many(&mut writer, 1 + rng.below(20), 1 + rng.below(300) as usize),
-            75..89 => append_mixed(&mut writer, 1 + rng.below(20), &mut rng),
+            0..60 => append(writer, rng.payload_bytes()),
+            60..75 => append_many(writer, 1 + rng.below(20), 1 + rng.below(300) as usize),
+            75..89 => append_mixed(writer, 1 + rng.below(20), &mut rng),
             // More than one run, and across segments.
-            89 => append_many(&mut writer, 800, 90 + rng.below(10) as usize),
+            89 => append_many(writer, 800, 90 + rng.below(10) as usize),
             90..94 => drop(writer.flush().unwrap()),
             94..97 => drop(retention::apply(writer.queue(), &POLICY).unwrap()),
             // As if somebody slept.
@@ -277,6 +283,7 @@ impl Fire {
             .env("CHRONICLE_CHILD_OPERATIONS", orders.operations.to_string())
             .env("CHRONICLE_CHILD_CHECKSUM", u8::from(orders.checksum).to_string())
             .env("CHRONICLE_CHILD_PROVISIONED", u8::from(orders.provisioned).to_string())
+            .env("CHRONICLE_CHILD_PAUSES", u8::from(orders.pauses).to_string())
             .env("CHRONICLE_CHILD_READER", &orders.reader)
             .env("CHRONICLE_FAIL_LOG", &self.log);
         if let Some(fail) = fail {
@@ -394,12 +401,13 @@ impl Life {
             operations: 0,
             checksum,
             provisioned: fire.rng.chance(2),
+            pauses: false,
             reader: "cur".into(),
         };
         Self {
             live: Reader::open(&queue, Some("live"), Start::Resume).unwrap(),
             seen: 0,
-            sleeper: fire.rng.chance(3).then(|| Sleeper::start(&queue)),
+            sleeper: fire.rng.chance(2).then(|| Sleeper::start(&queue)),
             epoch: writer.epoch(),
             cursor: 1,
             orders,
@@ -483,6 +491,16 @@ fn kill_at_point(fire: &mut Fire, life: &mut Life) -> End {
     end
 }
 
+/// A writer is killed between a commit and the wake-up that follows, while a reader sleeps.
+fn kill_before_wake(fire: &mut Fire, life: &mut Life) -> End {
+    let points = ["append.committed", "batch.committed", "ring.cleared", "ring.moved", "roll.marked"];
+    let point = points[fire.rng.below(5) as usize];
+    let n = fire.rng.small(8);
+    let seed = fire.rng.next();
+    let orders = Orders { seed, operations: 30, pauses: true, ..life.orders.clone() };
+    fire.run(&orders, &life.board, &format!("{point}:{n}"))
+}
+
 /// A writer is killed once its readers have seen so many records.
 fn kill_at_random(fire: &mut Fire, life: &mut Life) -> End {
     life.orders.seed = fire.rng.next();
@@ -540,6 +558,16 @@ fn kill_reader(fire: &mut Fire, life: &mut Life) {
     }
 }
 
+/// A provisioner's flush comes in the middle of a roll, and the machine reboots: the marker before the durable position is missing.
+fn flush_and_forget(fire: &mut Fire, life: &Life) {
+    let queue = QueueDir::open(&life.orders.queue, true).unwrap();
+    let place = seek::tail(&queue).unwrap();
+    durable::flush_to(&queue, place.position(), place.sequence).unwrap();
+    fire::forget_boot(&life.orders.queue);
+    let orders = Orders { mode: "open", ..life.orders.clone() };
+    fire.run(&orders, &life.board, "recovery.durable_marked:1");
+}
+
 fn one_life(fire: &mut Fire, goal: u64) {
     let mut life = Life::start(fire);
     for _ in 0..25 {
@@ -553,19 +581,18 @@ fn one_life(fire: &mut Fire, goal: u64) {
             continue;
         }
         fire.scenario = "writer";
-        let end = if fire.rng.chance(4) {
+        let end = if life.sleeper.is_some() && fire.rng.chance(4) {
+            kill_before_wake(fire, &mut life)
+        } else if fire.rng.chance(4) {
             kill_at_random(fire, &mut life)
         } else {
             kill_at_point(fire, &mut life)
         };
         let in_roll = matches!(&end, End::Killed(point) if point.starts_with("roll."));
-        if in_roll && life.orders.checksum && fire.rng.chance(3) {
-            // A provisioner's flush that came just then.
-            let queue = QueueDir::open(&life.orders.queue, true).unwrap();
-            let place = seek::tail(&queue).unwrap();
-            durable::flush_to(&queue, place.position(), place.sequence).unwrap();
-        }
         fire.scenario = "recovery";
+        if in_roll && life.orders.checksum && fire.rng.chance(2) {
+            flush_and_forget(fire, &life);
+        }
         if life.orders.checksum && fire.rng.chance(if in_roll { 3 } else { 20 }) {
             fire::forget_boot(&life.orders.queue);
             fire.chain(&life.orders, &life.board, 4);
@@ -592,6 +619,7 @@ fn creation(fire: &mut Fire, goal: u64) {
             operations: 0,
             checksum,
             provisioned: false,
+            pauses: false,
             reader: String::new(),
         };
         let end = fire.run(&orders, &board, &format!("*:{at}"));
@@ -679,12 +707,14 @@ fn recovery_after_power_loss(fire: &mut Fire, named: &[String]) {
         operations: 0,
         checksum: true,
         provisioned: false,
+        pauses: false,
         reader: String::new(),
     };
     // First where nobody was yet, then everywhere.
     let kills = |name: &str| fire.kills.get(name).copied().unwrap_or(0);
     let rare = named.iter().filter(|p| p.starts_with("recovery.") || *p == "cursor.cut_marked");
-    let rare = rare.min_by_key(|p| kills(p)).expect("recovery has fail points").clone();
+    let mut rng = fire.rng.clone();
+    let rare = rare.min_by_key(|p| (kills(p), rng.next())).expect("there are some").clone();
     fire.run(&orders, &board, &format!("{rare}:1"));
     let points = fire.chain(&orders, &board, 1);
     assert_ne!(expected.get(Word::BytesDiscarded), u64::MAX, "the cut was not reported");

@@ -293,7 +293,11 @@ impl Tap {
                 let is_common = ["append", "fill", "batch", "index"].iter().any(|p| name.starts_with(p));
                 if disk.rng.chance(if is_common { 100 } else { 4 }) {
                     disk.look();
-                    if disk.files.contains_key("control") && disk.rng.chance(8) {
+                    // Before the control file is durable there is no queue.
+                    let is_queue = disk.files.get("control").is_some_and(|control| {
+                        disk.names_synced.get("").copied().unwrap_or(0) >= control.created
+                    });
+                    if is_queue && disk.rng.chance(8) {
                         self.images.push((disk.image(), self.truth.clone()));
                     }
                 }

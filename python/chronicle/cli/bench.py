@@ -76,6 +76,7 @@ def _show(facts: dict[str, str], figures: list[dict[str, Any]]) -> None:
     for name, value in facts.items():
         head.add_row(name, value)
     out.print(head)
+    out.print()
     left = ("figure", "floor is")
     table = data_table("figure", "measured", "floor", "ratio", "floor is", left=left)
     for figure in figures:

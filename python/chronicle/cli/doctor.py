@@ -130,6 +130,7 @@ def _show_holds(out: Console, held: list[Hold], facts: dict[str, Any]) -> None:
         reason = reasons.get(hold.reason) or f"live reader {names} has not committed it"
         table.add_row(span, bytes_text(hold.count * facts["segment_bytes"]), reason)
     out.print(table)
+    out.print()
 
 
 def _show_report(out: Console, report: dict[str, Any]) -> None:

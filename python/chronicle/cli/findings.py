@@ -93,8 +93,11 @@ def holds(facts: dict[str, Any]) -> list[Hold]:
         return ("reader" if names else "no policy"), names
 
     result = []
-    for (reason, names), run in groupby(facts["segments"], key=why):
-        indices = [segment["index"] for segment in run]
+    # A segment that is missing ends a run: what is left of its index is the same within one.
+    numbered = enumerate(facts["segments"])
+    groups = groupby(numbered, key=lambda pair: (*why(pair[1]), pair[1]["index"] - pair[0]))
+    for (reason, names, _), run in groups:
+        indices = [segment["index"] for _, segment in run]
         result.append(Hold(indices[0], indices[-1], reason, names))
     return result
 
@@ -153,7 +156,7 @@ def check_damage(
     shift = facts["segment_bytes"].bit_length() - 1
     for position, why in damage or ():
         cure = _way_past(path, facts, position >> shift, restore)
-        text = f"segment {position >> shift} is damaged at position {position:#x}: {why}"
+        text = f"damage in segment {position >> shift}, at position {position:#x}: {why}"
         yield Finding("error", "damage", text, cure)
     if ends.error is not None and not damage and not missing:
         text = f"the end of the queue cannot be read: {ends.error}"

@@ -248,7 +248,9 @@ def _show(report: dict[str, Any]) -> None:
         for entry in report["types"]:
             number = f"{entry['type_id']:#06x}"
             table.add_row(entry["name"], entry["wire"] or "", number, f"{entry['count']:,}")
+        out.print()
         out.print(table)
+        out.print()
     if report["published"]:
         rate = f"{report['messages_per_s']:,} messages/s"
         events = report["published"] - report["messages"]
