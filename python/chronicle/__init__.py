@@ -14,13 +14,14 @@ b'hello'
 # The layout, lowest first. Imports go one way; a contract test holds it.
 #
 #   _core      native: mapped memory, atomics, system calls (crates/chronicle-core behind PyO3)
-#   errors     the tree of exceptions
+#   errors     the tree of exceptions                values: small immutable objects
 #   message    @message: fixed-layout messages       channel, aio: small helpers
+#   schema     queue.json: the messages that a queue carries; imported when first needed
 #   queue      queues, readers, writers, fan-in
 #   feeds      decoders of market data; imported by hand, since they need NumPy at once
 #   cli        the command `chronicle`, one file per command
 #
-# Importing this package must stay cheap: no NumPy here.
+# Importing this package must stay cheap: no NumPy, asyncio, json, dataclasses here.
 
 from __future__ import annotations
 

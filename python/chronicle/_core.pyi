@@ -36,8 +36,9 @@ _Path = str | PathLike[str]
 # NumPy's types know that an array is a buffer from Python 3.12 on only.
 _Buffer = Buffer | np.ndarray[Any, Any]
 
+# The base is what makes it a buffer to type checkers: the method itself exists from Python 3.12 on.
 @final
-class Message:
+class Message(Buffer):
     @property
     def seq(self) -> int: ...
     @property
@@ -51,10 +52,9 @@ class Message:
     @property
     def position(self) -> int: ...
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
-class Run:
+class Run(Buffer):
     @property
     def count(self) -> int: ...
     @property
@@ -66,7 +66,6 @@ class Run:
     @property
     def first_seq(self) -> int: ...
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @disjoint_base
 class QueueWriter:

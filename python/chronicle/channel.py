@@ -14,10 +14,10 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chronicle._core import Receiver, Sender, channel
+from chronicle.values import Value
 
 if TYPE_CHECKING:
     from chronicle.queue import QueueReader
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["AddReader", "Receiver", "RemoveReader", "Sender", "Stop", "channel"]
 
 
-@dataclass(frozen=True, slots=True)
-class AddReader:
+class AddReader(Value):
     """Take over this fully opened reader.
 
     Parameters
@@ -35,11 +34,14 @@ class AddReader:
         Opened and placed by the sidecar; the loop adds it to its `FanInReader`.
     """
 
+    __slots__ = ("reader",)
     reader: QueueReader
 
+    def __init__(self, reader: QueueReader) -> None:
+        self._set(reader)
 
-@dataclass(frozen=True, slots=True)
-class RemoveReader:
+
+class RemoveReader(Value):
     """Give this source of the fan-in back.
 
     Parameters
@@ -48,9 +50,14 @@ class RemoveReader:
         The number that `FanInReader.add_reader` gave.
     """
 
+    __slots__ = ("source",)
     source: int
 
+    def __init__(self, source: int) -> None:
+        self._set(source)
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+
+class Stop(Value):
     """Finish."""
+
+    __slots__ = ()

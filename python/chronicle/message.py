@@ -51,14 +51,13 @@ import keyword
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
 from types import CellType, FunctionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
+    NamedTuple,
     TypeVar,
     dataclass_transform,
     get_args,
@@ -67,8 +66,10 @@ from typing import (
 )
 
 from chronicle.errors import DecodeError, SchemaMismatch
+from chronicle.values import Value
 
 if TYPE_CHECKING:
+    from decimal import Decimal
     from typing import Self
 
     import numpy as np
@@ -115,8 +116,7 @@ FIELDS_COUNT_MAX = 4_096
 SCALE_MAX = 18
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(NamedTuple):
     """One number type: its name in schemas, its `struct` code, its NumPy format and its range."""
 
     name: str
@@ -127,22 +127,22 @@ class Number:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Chars:
+class Chars(Value):
     """Field type: fixed-width text of `count` bytes, NUL-padded.
 
     >>> Chars(8).count
     8
     """
 
+    __slots__ = ("count",)
     count: int
 
-    def __post_init__(self) -> None:
-        _check_count("Chars", self.count)
+    def __init__(self, count: int) -> None:
+        _check_count("Chars", count)
+        self._set(count)
 
 
-@dataclass(frozen=True, slots=True, init=False)
-class Array:
+class Array(Value):
     """Field type: `count` numbers of one type, read as a tuple.
 
     Parameters
@@ -153,6 +153,7 @@ class Array:
         Elements, at least 1.
     """
 
+    __slots__ = ("number", "count")
     number: Number
     count: int
 
@@ -161,22 +162,22 @@ class Array:
         kind = number if isinstance(number, Number) else _metadata_of(number, Number)
         if kind is None:
             raise TypeError(f"Array holds numbers, not {number!r}; use f64, i32, u8 and so on")
-        object.__setattr__(self, "number", kind)
-        object.__setattr__(self, "count", count)
+        self._set(kind, count)
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(Value):
     """Metadata: the integer carries `decimals` implied decimals. Changes display only.
 
     >>> price = Annotated[i64, Scale(4)]
     """
 
+    __slots__ = ("decimals",)
     decimals: int
 
-    def __post_init__(self) -> None:
-        if not _is_int(self.decimals) or not 0 <= self.decimals <= SCALE_MAX:
-            raise ValueError(f"scale out of range: decimals={self.decimals!r} range=0..{SCALE_MAX}")
+    def __init__(self, decimals: int) -> None:
+        if not _is_int(decimals) or not 0 <= decimals <= SCALE_MAX:
+            raise ValueError(f"scale out of range: decimals={decimals!r} range=0..{SCALE_MAX}")
+        self._set(decimals)
 
 
 def _is_int(value: object) -> bool:
@@ -250,8 +251,7 @@ _NUMBERS: dict[str, Number] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One line of a layout table.
 
     Attributes
@@ -433,6 +433,8 @@ class MessageBase:
 def _scaled(value: Any, scale: int | None) -> Any:
     if not scale:
         return value
+    from decimal import Decimal
+
     if isinstance(value, tuple):
         return tuple(Decimal(item).scaleb(-scale) for item in value)
     return Decimal(value).scaleb(-scale)

@@ -9,20 +9,19 @@ than everything else together.
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from chronicle import _core
 from chronicle.aio import Messages
-from chronicle.errors import BadArgument, FormatError, NotAQueue, SchemaMismatch
-from chronicle.message import MessageBase, message_from_schema
+from chronicle.errors import BadArgument, NotAQueue, SchemaMismatch
+from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -51,12 +50,8 @@ verify = _core.verify
 StrPath: TypeAlias = str | os.PathLike[str]
 Wait: TypeAlias = Literal["spin", "hybrid", "sleep"]
 #: Where a reader starts: a word, a sequence number, or a time.
-Start: TypeAlias = Literal["resume", "earliest", "latest"] | int | dt.datetime
+Start: TypeAlias = "Literal['resume', 'earliest', 'latest'] | int | dt.datetime"
 
-SCHEMA_FILE = "queue.json"
-_SCHEMA_VERSION = 1
-# Nothing that is larger was written by `_write_schema`; it need not be read to be refused.
-_SCHEMA_BYTES_MAX = 64 << 20
 _U64_MAX = (1 << 64) - 1
 
 
@@ -68,6 +63,10 @@ def start_as_pair(start: Start) -> tuple[str, int]:
     """
     if isinstance(start, str):
         return start, 0
+    if isinstance(start, int) and not isinstance(start, bool) and 0 <= start <= _U64_MAX:
+        return "sequence", start
+    import datetime as dt
+
     if isinstance(start, dt.datetime):
         if start.tzinfo is None:
             raise BadArgument(
@@ -78,16 +77,13 @@ def start_as_pair(start: Start) -> tuple[str, int]:
         since = start - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
         micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         return "time", max(micros, 0) * 1_000
-    if isinstance(start, int) and not isinstance(start, bool) and 0 <= start <= _U64_MAX:
-        return "sequence", start
     raise BadArgument(
         f"bad start: found={start!r} expected='resume', 'earliest', 'latest', "
         "a sequence number or a datetime"
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Recovery:
+class Recovery(NamedTuple):
     """What a writer found when it opened its queue.
 
     Attributes
@@ -110,7 +106,7 @@ class Recovery:
     next_seq: int
     position: int
     bytes_discarded: int = 0
-    set_aside: tuple[str, ...] = field(default_factory=tuple)
+    set_aside: tuple[str, ...] = ()
     why: str = ""
     below_durable: bool = False
 
@@ -405,6 +401,12 @@ class FanInReader(_core.FanInReader):
         """Make the native half; `__init__` adds the readers."""
         return super().__new__(cls, mode, wait)
 
+    if TYPE_CHECKING:
+        # What went in comes out; the native half knows its own class only.
+        def remove_reader(self, source: int) -> QueueReader: ...
+        @property
+        def sources(self) -> list[tuple[int, QueueReader]]: ...  # type: ignore[override]
+
     def __init__(
         self,
         readers: Iterable[QueueReader] = (),
@@ -447,7 +449,9 @@ class Queue:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+        from pathlib import Path
+
+        self.path: Path = Path(path)
         self._types: dict[int, type[MessageBase]] | None = None
 
     @classmethod
@@ -520,7 +524,9 @@ class Queue:
             group_readable=group_readable,
         )
         try:
-            writer._types = _merge_schema(Path(path), schema)
+            from chronicle.schema import merge_schema
+
+            writer._types = merge_schema(path, schema)
             if provisioner is not None:
                 provisioner.attach(
                     writer,
@@ -595,7 +601,9 @@ class Queue:
     def types(self) -> Mapping[int, type[MessageBase]]:
         """The message classes of the stored schema, by type id. Read once."""
         if self._types is None:
-            self._types = _read_schema(self.path)
+            from chronicle.schema import read_schema
+
+            self._types = read_schema(self.path)
         return self._types
 
     def class_of(self, type_id: int) -> type[MessageBase]:
@@ -609,7 +617,9 @@ class Queue:
         found = self.types.get(type_id)
         if found is None:
             # The writer may have gained a class since.
-            self._types = _read_schema(self.path)
+            from chronicle.schema import read_schema
+
+            self._types = read_schema(self.path)
             found = self._types.get(type_id)
         if found is None:
             raise SchemaMismatch(
@@ -624,82 +634,3 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"Queue({str(self.path)!r})"
-
-
-def _read_schema(path: Path) -> dict[int, type[MessageBase]]:
-    file = path / SCHEMA_FILE
-    try:
-        # Not blocking: somebody may have put a pipe there.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return {}
-    with os.fdopen(descriptor, "rb") as stream:
-        text = stream.read(_SCHEMA_BYTES_MAX)
-    try:
-        stored = json.loads(text)
-        version = stored["version"]
-        entries = stored["schema"]
-        if not isinstance(entries, list):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise FormatError(
-            f"'{file}' is not a queue schema; restore it, or delete it to read without a schema",
-            field="schema",
-            found=text[:40].decode(errors="replace"),
-            expected="JSON with version and schema",
-        ) from None
-    if version != _SCHEMA_VERSION:
-        raise FormatError(
-            f"'{file}' cannot be read by this version: version={version} expected={_SCHEMA_VERSION}",
-            field="version",
-            found=str(version),
-            expected=str(_SCHEMA_VERSION),
-        )
-    classes = [message_from_schema(entry) for entry in entries]
-    found = {cls.type_id: cls for cls in classes}
-    if len(found) != len(classes):
-        raise FormatError(
-            f"'{file}' has two messages with one type_id; restore it",
-            field="schema",
-            found="a type_id twice",
-            expected="each type_id once",
-        )
-    return found
-
-
-def _merge_schema(path: Path, schema: Sequence[type[MessageBase]]) -> dict[int, type[MessageBase]]:
-    """Add classes to the stored schema. The caller is the queue's writer, so nobody else does."""
-    stored = _read_schema(path)
-    merged = dict(stored)
-    for cls in schema:
-        old = merged.get(cls.type_id)
-        if old is not None and old.schema != cls.schema:
-            raise SchemaMismatch(
-                f"type_id={cls.type_id} of queue '{path}' is {old.schema}, not {cls.schema}; "
-                "give a changed message a new type id"
-            )
-        merged[cls.type_id] = cls
-    if merged.keys() != stored.keys() or not (path / SCHEMA_FILE).exists():
-        _write_schema(path, merged)
-    return merged
-
-
-def _write_schema(path: Path, types: Mapping[int, type[MessageBase]]) -> None:
-    facts = inspect(path)
-    document = {
-        "version": _SCHEMA_VERSION,
-        "queue_id": facts["queue_id"],
-        "format_version": facts["version"],
-        "options": {k: facts[k] for k in ("segment_bytes", "segments_max", "checksum")},
-        "schema": [cls.schema for _, cls in sorted(types.items())],
-    }
-    # Whoever created the queue decided who may read it, whatever this open was told.
-    mode = (path / "control").stat().st_mode & 0o666
-    tmp = path / f"{SCHEMA_FILE}.tmp"
-    descriptor = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(document, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    tmp.replace(path / SCHEMA_FILE)

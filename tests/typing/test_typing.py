@@ -29,10 +29,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("typing")
     (folder / "mypy.ini").write_text(CONFIG)
     (folder / "unmarked.py").write_text((HERE / "uses.py").read_text().replace(MARK, ""))
-    run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", folder / "mypy.ini"]
-        + ["--cache-dir", ROOT / ".mypy_cache" / "uses", "--no-error-summary"]
-        + [HERE / "uses.py", folder / "unmarked.py"],
+    options: list[str | Path] = ["--config-file", folder / "mypy.ini", "--no-error-summary"]
+    options += ["--cache-dir", ROOT / ".mypy_cache" / "uses"]
+    run: subprocess.CompletedProcess[str] = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, HERE / "uses.py", folder / "unmarked.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,

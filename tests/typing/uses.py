@@ -110,8 +110,8 @@ def merging(readers: list[chronicle.QueueReader]) -> None:
     with chronicle.FanInReader(readers, mode="strict", wait="sleep") as fanin:
         assert_type(fanin, chronicle.FanInReader)
         assert_type(fanin.add_reader(readers[0]), int)
-        # A fan-in gives back the object that it took.
-        fanin.remove_reader(0)
+        assert_type(fanin.remove_reader(0), chronicle.QueueReader)
+        assert_type(fanin.sources, list[tuple[int, chronicle.QueueReader]])
         assert_type(fanin.next(), chronicle.Message | None)
         assert_type(fanin.wait(0.1), bool)
         assert_type(len(fanin), int)

@@ -169,31 +169,35 @@ def test_a_mapping_goes_when_the_last_view_of_it_goes(path: Path, kind: str):
     assert mapped() == 0
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_readers_and_writers_are_freed_without_close(path: Path):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_files()
     for _ in range(50):
         writer, reader = publisher(path), subscriber(path, "me")
         fill(writer, 1)
         assert reader.next() is not None
         del writer, reader
         gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_files() == descriptors
 
 
 def test_closing_frees_descriptors_at_once(path: Path):
     with publisher(path):
-        descriptors = len(os.listdir("/proc/self/fd"))
+        descriptors = open_files()
         readers = [subscriber(path, f"r{n}") for n in range(20)]
-        assert len(os.listdir("/proc/self/fd")) > descriptors
+        assert open_files() > descriptors
         for reader in readers:
             reader.close()
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert open_files() == descriptors
 
 
 def test_failed_opens_leave_no_descriptors_and_no_maps(path: Path):
     with publisher(path), subscriber(path, "me"):
         for attempt in range(3):
-            descriptors = len(os.listdir("/proc/self/fd"))
+            descriptors = open_files()
             for _ in range(20):
                 with pytest.raises(chronicle.WriterActive):
                     publisher(path)
@@ -202,7 +206,7 @@ def test_failed_opens_leave_no_descriptors_and_no_maps(path: Path):
                 with pytest.raises(chronicle.SequenceNotWritten):
                     subscriber(path, "other", start=9)
             gc.collect()
-            assert attempt == 0 or len(os.listdir("/proc/self/fd")) == descriptors
+            assert attempt == 0 or open_files() == descriptors
 
 
 def test_subclasses_of_readers_can_be_collected(path: Path):

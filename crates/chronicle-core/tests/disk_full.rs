@@ -3,6 +3,8 @@
 //! Each test that needs a file system of its own runs in a child process with its own mount namespace (as root, or in a user
 //! namespace); what is mounted there goes when the child goes. Where the kernel allows neither, the test says so and is skipped.
 
+#![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
+
 use chronicle_core::queue::provision::Chores;
 use chronicle_core::queue::{inspect, retention};
 use chronicle_core::wait::{WaitStrategy, Waited, wait_any};
@@ -14,12 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const OPTIONS: Options = Options {
-    segment_bytes: 1 << 16,
-    checksum: true,
-    segments_max: 64,
-    group_readable: false,
-};
+const OPTIONS: Options =
+    Options { segment_bytes: 1 << 16, checksum: true, segments_max: 64, group_readable: false };
 const TMPFS_BYTES: u64 = 8 << 16;
 
 // --- A mount namespace for a child ---
@@ -41,9 +39,16 @@ fn unshare_mounts(user: u32, group: u32) -> std::io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
 }
 
-fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> std::io::Result<()> {
+fn mount(
+    source: &str,
+    target: &Path,
+    kind: &str,
+    flags: libc::c_ulong,
+    data: &str,
+) -> std::io::Result<()> {
     let text = |s: &[u8]| CString::new(s).unwrap();
-    let (source, kind, data) = (text(source.as_bytes()), text(kind.as_bytes()), text(data.as_bytes()));
+    let (source, kind, data) =
+        (text(source.as_bytes()), text(kind.as_bytes()), text(data.as_bytes()));
     let target = text(target.as_os_str().as_encoded_bytes());
     // SAFETY: NUL-terminated strings.
     let rc = unsafe {
@@ -179,7 +184,8 @@ fn fill_and_make_room(provisioned: bool) {
     }
     // A batch that meets the full disk in the middle: what came before is published, and the writer says how much.
     std::fs::write(&ballast, []).unwrap();
-    let batch: Vec<u8> = (0..20_000_u64).flat_map(|i| payload(writer.next_sequence() + i)).collect();
+    let batch: Vec<u8> =
+        (0..20_000_u64).flat_map(|i| payload(writer.next_sequence() + i)).collect();
     let first = writer.next_sequence();
     let error = writer.append_many(3, &batch, 512, Some(1)).unwrap_err();
     assert_full(&error);
@@ -234,7 +240,10 @@ fn child_opens_on_a_full_disk() {
                 outcomes[0] += 1;
             }
             Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::DiskFull { .. }), "{kept_bytes}: {error}");
+                assert!(
+                    matches!(error.kind(), ErrorKind::DiskFull { .. }),
+                    "{kept_bytes}: {error}"
+                );
                 outcomes[1] += 1;
             }
         }
@@ -290,7 +299,9 @@ fn child_reads_a_read_only_mount() {
     mount(&text, &view, "", libc::MS_BIND, "").unwrap();
     mount("none", &view, "", libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY, "").unwrap();
     // A name does not help: there is nowhere to keep a place. It is a reader all the same.
-    for (name, start) in [(Some("known"), Start::Resume), (Some("new"), Start::Earliest), (None, Start::Earliest)] {
+    for (name, start) in
+        [(Some("known"), Start::Resume), (Some("new"), Start::Earliest), (None, Start::Earliest)]
+    {
         let mut reader = Reader::open(&view, name, start).unwrap();
         assert!(!reader.is_registered() && !reader.queue().is_writable());
         let mut next = 1;
@@ -305,7 +316,9 @@ fn child_reads_a_read_only_mount() {
     assert_eq!(inspect::info(&view).unwrap().readers.len(), 1);
     // Waiting works without the doorbell: by looking again and again.
     let mut reader = Reader::open(&view, None, Start::Latest).unwrap();
-    let sleep = |reader: &mut Reader, timeout| wait_any(&[reader.wait_target()], WaitStrategy::Sleep, Some(timeout));
+    let sleep = |reader: &mut Reader, timeout| {
+        wait_any(&[reader.wait_target()], WaitStrategy::Sleep, Some(timeout))
+    };
     assert_eq!(sleep(&mut reader, Duration::from_millis(5)).unwrap(), Waited::TimedOut);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -339,7 +352,8 @@ impl Drop for Temp {
 }
 
 fn queue(name: &str) -> Temp {
-    let path = std::env::temp_dir().join(format!("chronicle-foreign-{}-{name}", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("chronicle-foreign-{}-{name}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     let mut writer = Writer::open(&path, &OPTIONS).unwrap();
     writer.append(1, b"one", Some(1)).unwrap();

@@ -18,8 +18,10 @@
 //! `CHRONICLE_HOSTILE_COUNT` sets the number of mutations (a memory checker is slow).
 //! `CHRONICLE_HOSTILE_ONE=n` repeats mutation `n` in this process.
 
+#![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
+
 use chronicle_core::layout::{
-    CONTROL_BYTES, CURSOR_BYTES, Geometry, RECORD_HEADER_BYTES, RECORD_ALIGN, record_stride,
+    CONTROL_BYTES, CURSOR_BYTES, Geometry, RECORD_ALIGN, RECORD_HEADER_BYTES, record_stride,
 };
 use chronicle_core::queue::dir::QueueDir;
 use chronicle_core::queue::segment::Segment;
@@ -83,7 +85,9 @@ mod guard {
         offset: i64,
     ) -> *mut c_void {
         // SAFETY: the caller's promise.
-        unsafe { libc::syscall(libc::SYS_mmap, at, len, protection, flags, fd, offset) as *mut c_void }
+        unsafe {
+            libc::syscall(libc::SYS_mmap, at, len, protection, flags, fd, offset) as *mut c_void
+        }
     }
 
     /// # Safety
@@ -120,7 +124,8 @@ mod guard {
         }
         let inside = area.wrapping_byte_add(GUARD_BYTES);
         // SAFETY: replaces the middle of the area that was just reserved.
-        let base = unsafe { kernel_mmap(inside, len, protection, flags | libc::MAP_FIXED, fd, offset) };
+        let base =
+            unsafe { kernel_mmap(inside, len, protection, flags | libc::MAP_FIXED, fd, offset) };
         if base != libc::MAP_FAILED {
             areas().used.insert(base as usize, pages);
         }
@@ -132,7 +137,10 @@ mod guard {
     #[unsafe(no_mangle)]
     pub unsafe extern "C" fn munmap(at: *mut c_void, len: usize) -> c_int {
         let pages = areas().used.remove(&(at as usize));
-        assert!(pages.is_none_or(|pages| pages == len.next_multiple_of(4096)), "unmapped as a whole");
+        assert!(
+            pages.is_none_or(|pages| pages == len.next_multiple_of(4096)),
+            "unmapped as a whole"
+        );
         // SAFETY: the caller's promise.
         let rc = unsafe { libc::syscall(libc::SYS_munmap, at, len) as c_int };
         if let Some(pages) = pages {
@@ -183,7 +191,7 @@ fn payload_of(sequence: u64) -> Vec<u8> {
 
 fn timestamp_of(sequence: u64) -> u64 {
     // Steps back now and then.
-    1_000_000 + sequence * 10 - if sequence % 7 == 0 { 35 } else { 0 }
+    1_000_000 + sequence * 10 - if sequence.is_multiple_of(7) { 35 } else { 0 }
 }
 
 fn type_of(sequence: u64) -> u16 {
@@ -238,7 +246,8 @@ fn build(root: &Path, checksum: bool, skip: u64) -> u64 {
         }
     }
     if skip > 0 {
-        let policy = RetentionPolicy { bytes_max: Some(3 * SEGMENT_BYTES as u64), age_ns_max: None };
+        let policy =
+            RetentionPolicy { bytes_max: Some(3 * SEGMENT_BYTES as u64), age_ns_max: None };
         let report = retention::apply(writer.queue(), &policy).unwrap();
         assert_eq!(report.floor_segment, skip);
     }
@@ -281,7 +290,8 @@ fn records_of(name: &str, bytes: &[u8]) -> Vec<usize> {
 impl Fixture {
     fn new(root: PathBuf, checksum: bool, skip: u64) -> Self {
         build(&root, checksum, skip);
-        let foreign = files_below(&root).iter().map(|n| std::fs::read(root.join(n)).unwrap()).collect();
+        let foreign =
+            files_below(&root).iter().map(|n| std::fs::read(root.join(n)).unwrap()).collect();
         let sequence_end = build(&root, checksum, skip);
         let files = files_below(&root)
             .into_iter()
@@ -323,7 +333,14 @@ impl Fixture {
             let access = libc::PROT_READ | libc::PROT_WRITE;
             // SAFETY: a new mapping.
             let base = unsafe {
-                guard::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
+                guard::mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    access,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                )
             };
             assert!(base != libc::MAP_FAILED);
             original.base = base.cast();
@@ -356,7 +373,10 @@ impl Fixture {
             if !original.base.is_null() {
                 // SAFETY: our own mapping of that length, and the file has its whole length (`is_intact`).
                 unsafe {
-                    original.base.copy_from_nonoverlapping(original.pristine.as_ptr(), original.pristine.len());
+                    original.base.copy_from_nonoverlapping(
+                        original.pristine.as_ptr(),
+                        original.pristine.len(),
+                    );
                 }
             }
         }
@@ -389,9 +409,36 @@ fn remove_anything(path: &Path) {
 // --- Damage ---
 
 const EDGES: [u64; 30] = [
-    0, 1, 2, 3, 7, 8, 31, 32, 4095, 4096, 4224, 16_384, 65_504, 65_528, 65_535, 65_536,
-    i32::MAX as u64, u32::MAX as u64 - 1, u32::MAX as u64, 1 << 32, (1 << 47) - 1, (1 << 48) - 1, 1 << 48,
-    i64::MAX as u64, 1 << 63, u64::MAX >> 16, u64::MAX - 65_536, u64::MAX - 2, u64::MAX - 1, u64::MAX,
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    31,
+    32,
+    4095,
+    4096,
+    4224,
+    16_384,
+    65_504,
+    65_528,
+    65_535,
+    65_536,
+    i32::MAX as u64,
+    u32::MAX as u64 - 1,
+    u32::MAX as u64,
+    1 << 32,
+    (1 << 47) - 1,
+    (1 << 48) - 1,
+    1 << 48,
+    i64::MAX as u64,
+    1 << 63,
+    u64::MAX >> 16,
+    u64::MAX - 65_536,
+    u64::MAX - 2,
+    u64::MAX - 1,
+    u64::MAX,
 ];
 
 fn read_u64(bytes: &[u8], at: usize) -> u64 {
@@ -423,9 +470,8 @@ fn harmful(rng: &mut Rng, now: u64) -> u64 {
 }
 
 /// Word offsets of the control block that mean something.
-const CONTROL_WORDS: [usize; 18] = [
-    128, 136, 136, 136, 144, 152, 160, 168, 256, 384, 384, 384, 512, 520, 520, 640, 648, 664,
-];
+const CONTROL_WORDS: [usize; 18] =
+    [128, 136, 136, 136, 144, 152, 160, 168, 256, 384, 384, 384, 512, 520, 520, 640, 648, 664];
 
 fn damage_control(fixture: &Fixture, rng: &mut Rng) {
     let Some(&control) = fixture.find(|n| n == "control").first() else { return };
@@ -626,7 +672,19 @@ fn damage_structure(fixture: &Fixture, rng: &mut Rng) {
     let len = fixture.files[file].pristine.len() as u64;
     match rng.below(10) {
         0..=2 => {
-            let lens = [0, 1, 40, 4095, 4096, 4097, len / 2, len.wrapping_sub(1), len + 1, len + 4096, 2 * len];
+            let lens = [
+                0,
+                1,
+                40,
+                4095,
+                4096,
+                4097,
+                len / 2,
+                len.wrapping_sub(1),
+                len + 1,
+                len + 4096,
+                2 * len,
+            ];
             let new_len = rng.pick(&lens).min(1 << 24);
             let Ok(file) = OpenOptions::new().write(true).open(&path) else { return };
             file.set_len(new_len).unwrap();
@@ -697,13 +755,16 @@ fn add_or_replace_tree(fixture: &Fixture, rng: &mut Rng) {
         }
         1 => {
             // Segments with numbers at the end of the numbers, with right headers, and words that lead there.
-            let index = rng.pick(&[u64::MAX, u64::MAX - 1, u64::MAX >> 16, (u64::MAX >> 16) + 1, 1 << 47]);
+            let index =
+                rng.pick(&[u64::MAX, u64::MAX - 1, u64::MAX >> 16, (u64::MAX >> 16) + 1, 1 << 47]);
             let file = pick_segment(fixture, rng);
             let mut bytes = fixture.files[file].pristine.clone();
             write_u64(&mut bytes, 32, index);
             seal(&mut bytes, 40);
             let _ = std::fs::write(root.join(format!("segments/{index:020}.seg")), bytes);
-            if let (Some(&control), true) = (fixture.find(|n| n == "control").first(), rng.one_in(2)) {
+            if let (Some(&control), true) =
+                (fixture.find(|n| n == "control").first(), rng.one_in(2))
+            {
                 let at = rng.pick(&[136, 384]);
                 poke(&fixture.path(control), at, index);
                 if rng.one_in(2) {
@@ -712,7 +773,14 @@ fn add_or_replace_tree(fixture: &Fixture, rng: &mut Rng) {
             }
         }
         2 => {
-            let name = rng.pick(&["x.seg", ".cursor", "a b.cursor", "00000000000000000009.seg", "x.tmp", "x.cut"]);
+            let name = rng.pick(&[
+                "x.seg",
+                ".cursor",
+                "a b.cursor",
+                "00000000000000000009.seg",
+                "x.tmp",
+                "x.cut",
+            ]);
             let sub = rng.pick(&["segments", "readers"]);
             let path = root.join(sub).join(name);
             match rng.below(3) {
@@ -989,13 +1057,14 @@ fn use_writer(fixture: &Fixture, rng: &mut Rng, met: &mut Met) {
         Ok(writer) => writer,
         Err(error) => return note(met, &error),
     };
-    let mut reader = match Reader::open(&fixture.root, None, Start::Sequence(writer.next_sequence())) {
-        Ok(reader) => Some(reader),
-        Err(error) => {
-            note(met, &error);
-            None
-        }
-    };
+    let mut reader =
+        match Reader::open(&fixture.root, None, Start::Sequence(writer.next_sequence())) {
+            Ok(reader) => Some(reader),
+            Err(error) => {
+                note(met, &error);
+                None
+            }
+        };
     let first = writer.next_sequence();
     for _ in 0..1 + rng.below(24) {
         if let Err(error) = append_something(&mut writer, rng) {
@@ -1105,10 +1174,8 @@ fn arm_alarm() {
 fn run_range(seed: u64, first: u64, step: u64, end: u64, progress: &File) -> Met {
     arm_alarm();
     let base = shared_memory().join(format!("chronicle-hostile-{}", std::process::id()));
-    let mut fixtures = [
-        Fixture::new(base.join("checksums"), true, 0),
-        Fixture::new(base.join("plain"), false, 2),
-    ];
+    let mut fixtures =
+        [Fixture::new(base.join("checksums"), true, 0), Fixture::new(base.join("plain"), false, 2)];
     let mut met = Met::default();
     let mut number = first;
     while number < end {
@@ -1131,7 +1198,9 @@ fn child() {
     let (seed, first, step, end) = (number(), number(), number(), number());
     let progress = OpenOptions::new().write(true).open(parts.next().unwrap()).unwrap();
     let met = run_range(seed, first, step, end, &progress);
-    for (i, count) in [met.records, met.gaps, met.errors, met.opened, met.appended].iter().enumerate() {
+    for (i, count) in
+        [met.records, met.gaps, met.errors, met.opened, met.appended].iter().enumerate()
+    {
         progress.write_all_at(&count.to_le_bytes(), 8 + 8 * i as u64).unwrap();
     }
 }
@@ -1153,8 +1222,11 @@ fn no_mutation_of_a_queue_crashes_hangs_or_reads_out_of_range() {
         return;
     }
     let full = std::env::var("CHRONICLE_FIRE").is_ok_and(|v| v == "full");
-    let count = env_u64("CHRONICLE_HOSTILE_COUNT")
-        .unwrap_or(if full { MUTATIONS_FULL } else { MUTATIONS_FULL / 10 });
+    let count = env_u64("CHRONICLE_HOSTILE_COUNT").unwrap_or(if full {
+        MUTATIONS_FULL
+    } else {
+        MUTATIONS_FULL / 10
+    });
     println!("seed={seed:#x} mutations={count}");
     let children: Vec<_> = (0..CHILDREN)
         .map(|i| {
@@ -1185,7 +1257,9 @@ fn no_mutation_of_a_queue_crashes_hangs_or_reads_out_of_range() {
                 word(0),
                 word(0)
             );
-            let _ = std::fs::remove_dir_all(shared_memory().join(format!("chronicle-hostile-{}", child.id())));
+            let _ = std::fs::remove_dir_all(
+                shared_memory().join(format!("chronicle-hostile-{}", child.id())),
+            );
         }
         for (i, sum) in met.iter_mut().enumerate() {
             *sum += word(1 + i as u64);
@@ -1195,12 +1269,19 @@ fn no_mutation_of_a_queue_crashes_hangs_or_reads_out_of_range() {
     assert!(failures.is_empty(), "{failures}");
     let [records, gaps, errors, opened, appended] = met;
     println!("records={records} gaps={gaps} errors={errors} readers={opened} appended={appended}");
-    assert!(records > count && errors > count / 10 && opened > count / 10 && appended > count / 10 && gaps > 0);
+    assert!(
+        records > count
+            && errors > count / 10
+            && opened > count / 10
+            && appended > count / 10
+            && gaps > 0
+    );
 }
 
 fn tempfile(name: &str) -> (File, PathBuf) {
     let path = shared_memory().join(format!("chronicle-hostile-{}-{name}", std::process::id()));
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    let file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     (file, path)
 }
 

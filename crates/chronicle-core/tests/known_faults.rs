@@ -30,7 +30,8 @@ struct Temp(PathBuf);
 
 impl Temp {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("chronicle-faults-{}-{name}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("chronicle-faults-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         Self(path)
     }
@@ -387,7 +388,9 @@ fn a_spinning_reader_that_never_commits_stays_registered_as_alive() {
     let report = retention::apply(writer.queue(), &keep(1)).unwrap();
     assert_eq!((report.floor_segment, report.held_by.as_deref()), (0, Some("spinner")));
     let taken = Reader::open(&temp.0, Some("spinner"), Start::Resume);
-    assert!(matches!(taken.err().unwrap().kind(), ErrorKind::ReaderActive { pid, .. } if *pid == child.id()));
+    assert!(
+        matches!(taken.err().unwrap().kind(), ErrorKind::ReaderActive { pid, .. } if *pid == child.id())
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!cursor::is_live(writer.queue(), "spinner").unwrap());
@@ -447,7 +450,10 @@ fn of_many_that_open_at_once_exactly_one_becomes_the_writer() {
         });
         let winners = opened.iter().filter(|o| o.is_ok()).count();
         assert!(winners <= 1, "{opened:?}");
-        assert!(opened.iter().flat_map(|o| o.as_ref().err()).all(|e| e.contains("WriterActive")), "{opened:?}");
+        assert!(
+            opened.iter().flat_map(|o| o.as_ref().err()).all(|e| e.contains("WriterActive")),
+            "{opened:?}"
+        );
     }
 }
 
@@ -589,7 +595,11 @@ fn a_reader_never_repairs_or_writes_what_it_reads() {
     // One that may sleep touches the doorbell in the control block, and nothing else.
     let mut sleeper = Reader::open(&temp.0, Some("r"), Start::Latest).unwrap();
     let targets = [sleeper.wait_target()];
-    let waited = chronicle_core::wait::wait_any(&targets, WaitStrategy::Sleep, Some(Duration::from_millis(1)));
+    let waited = chronicle_core::wait::wait_any(
+        &targets,
+        WaitStrategy::Sleep,
+        Some(Duration::from_millis(1)),
+    );
     assert_eq!(waited.unwrap(), Waited::TimedOut);
     let (mut before, mut after) = (before, contents(&temp.0, &[".cursor"]));
     for files in [&mut before, &mut after] {
@@ -609,10 +619,15 @@ fn seeks_by_sequence_across_segments_land_exactly() {
         inspect::info(&temp.0).unwrap().segments.iter().map(|s| s.first_sequence).collect();
     let mut reader = Reader::open(&temp.0, Some("r"), Start::Earliest).unwrap();
     let edges = firsts.iter().flat_map(|&f| [f.saturating_sub(1), f, f + 1]);
-    for sequence in edges.chain((1..next).step_by(7)).chain([1, next - 1]).filter(|s| (1..next).contains(s)) {
+    for sequence in
+        edges.chain((1..next).step_by(7)).chain([1, next - 1]).filter(|s| (1..next).contains(s))
+    {
         reader.seek(Start::Sequence(sequence)).unwrap();
         assert_eq!(read(&mut reader).unwrap(), Some(sequence));
-        assert_eq!(Reader::open(&temp.0, None, Start::Sequence(sequence)).unwrap().next_sequence(), sequence);
+        assert_eq!(
+            Reader::open(&temp.0, None, Start::Sequence(sequence)).unwrap().next_sequence(),
+            sequence
+        );
     }
     // Before the first there is nothing to miss; at the end the next message is waited for; beyond it, an error.
     reader.seek(Start::Sequence(0)).unwrap();
@@ -663,7 +678,9 @@ fn of_equal_timestamps_a_seek_finds_the_first_even_if_they_fill_segments() {
     }
     assert!(writer.queue().tail_segment() >= 8);
     let mut reader = Reader::open(&temp.0, None, Start::Earliest).unwrap();
-    for (timestamp, sequence) in [(0, 1), (1, 1_001), (1_000, 1_001), (1_001, 2_001), (2_000, 2_001)] {
+    for (timestamp, sequence) in
+        [(0, 1), (1, 1_001), (1_000, 1_001), (1_001, 2_001), (2_000, 2_001)]
+    {
         reader.seek(Start::Time(timestamp)).unwrap();
         assert_eq!(read(&mut reader).unwrap(), Some(sequence));
     }

@@ -7,6 +7,8 @@
 //! `CHRONICLE_FIRE=full` runs ten times as many cases; `CHRONICLE_SEED` sets the seed. A failing case is shrunk and printed as a
 //! list of operations.
 
+#![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
+
 use chronicle_core::queue::provision::Chores;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::queue::{cursor, inspect, retention};
@@ -34,26 +36,74 @@ const READERS: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Append { queue: usize, len: usize, step_ns: i64 },
-    AppendMany { queue: usize, len: usize, count: usize, step_ns: i64 },
-    AppendMixed { queue: usize, lens: Vec<usize>, step_ns: i64 },
+    Append {
+        queue: usize,
+        len: usize,
+        step_ns: i64,
+    },
+    AppendMany {
+        queue: usize,
+        len: usize,
+        count: usize,
+        step_ns: i64,
+    },
+    AppendMixed {
+        queue: usize,
+        lens: Vec<usize>,
+        step_ns: i64,
+    },
     /// More than fits: refused, and nothing changes.
-    AppendTooLarge { queue: usize },
-    Flush { queue: usize },
-    ReopenWriter { queue: usize, provisioned: bool },
+    AppendTooLarge {
+        queue: usize,
+    },
+    Flush {
+        queue: usize,
+    },
+    ReopenWriter {
+        queue: usize,
+        provisioned: bool,
+    },
     /// Readers `0..QUEUES * 2` are named, two for each queue.
-    OpenReader { reader: usize, start: Where },
-    DropReader { reader: usize },
-    ForgetReader { reader: usize },
-    Next { reader: usize, count: usize },
-    NextRun { reader: usize, count: usize },
-    Wait { reader: usize },
-    Commit { reader: usize },
-    Seek { reader: usize, start: Where },
-    Merge { strict: bool, count: usize },
+    OpenReader {
+        reader: usize,
+        start: Where,
+    },
+    DropReader {
+        reader: usize,
+    },
+    ForgetReader {
+        reader: usize,
+    },
+    Next {
+        reader: usize,
+        count: usize,
+    },
+    NextRun {
+        reader: usize,
+        count: usize,
+    },
+    Wait {
+        reader: usize,
+    },
+    Commit {
+        reader: usize,
+    },
+    Seek {
+        reader: usize,
+        start: Where,
+    },
+    Merge {
+        strict: bool,
+        count: usize,
+    },
     DropMerge,
-    Retain { queue: usize, segments: u64 },
-    Verify { queue: usize },
+    Retain {
+        queue: usize,
+        segments: u64,
+    },
+    Verify {
+        queue: usize,
+    },
 }
 
 /// A place relative to what the queue holds: `Sequence` and `Time` count in thousandths of it.
@@ -191,7 +241,12 @@ struct Merge {
 }
 
 fn options() -> Options {
-    Options { segment_bytes: SEGMENT_BYTES, checksum: true, segments_max: 4096, ..Options::default() }
+    Options {
+        segment_bytes: SEGMENT_BYTES,
+        checksum: true,
+        segments_max: 4096,
+        ..Options::default()
+    }
 }
 
 impl Drop for World {
@@ -213,7 +268,8 @@ impl World {
             .map(|i| {
                 let path = root.join(i.to_string());
                 let writer = Some(Writer::open(&path, &options()).unwrap());
-                let model = ModelQueue { first: 1, now_ns: 1_000, epoch: 1, ..ModelQueue::default() };
+                let model =
+                    ModelQueue { first: 1, now_ns: 1_000, epoch: 1, ..ModelQueue::default() };
                 Side { path, writer, model }
             })
             .collect();
@@ -374,7 +430,7 @@ impl World {
                 assert_eq!(opened.next_sequence(), next);
                 // Opening places the cursor: that is where a later resume goes on.
                 *model = ModelReader { next, committed: Some(next) };
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     self.provisioner.attach_reader(&opened);
                 }
                 *reader = Some(opened);
@@ -451,7 +507,8 @@ impl World {
                 assert_eq!(run.first_sequence, model.next);
                 for i in 0..run.count {
                     let expected = queue.get(model.next).unwrap();
-                    let at = run.offset + i * run.stride + chronicle_core::layout::RECORD_HEADER_BYTES;
+                    let at =
+                        run.offset + i * run.stride + chronicle_core::layout::RECORD_HEADER_BYTES;
                     // SAFETY: the run holds its segment, and the reader has checked that its records lie in it.
                     let payload = unsafe {
                         std::slice::from_raw_parts(run.segment.base().add(at), run.payload_bytes)
@@ -570,7 +627,8 @@ fn any_sequence_of_operations_does_to_a_queue_what_it_does_to_the_model() {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
+    let config =
+        Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
     let operations = prop::collection::vec(op(), 1..120);
     TestRunner::new_with_rng(config, rng)
         .run(&operations, |operations| {

@@ -16,6 +16,8 @@
 //!
 //! `CHRONICLE_FIRE=full` makes ten times as many rolls.
 
+#![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
+
 use chronicle_core::queue::provision::Chores;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::{FanIn, MergeMode, Options, Provisioner, Reader, Start, Writer};

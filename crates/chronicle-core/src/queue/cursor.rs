@@ -7,8 +7,8 @@ use crate::failpoint;
 use crate::layout::*;
 use crate::os::{clock, fs, fs::ByteLock, map::Map, process};
 use crate::protocol::{self, Strong};
-use crate::queue::durable;
 use crate::queue::dir::{self, QueueDir, crc_of, expect, expect_magic};
+use crate::queue::durable;
 use crate::sync::Ordering;
 use std::fs::File;
 use std::mem::offset_of;
@@ -159,8 +159,7 @@ fn lock_file(queue: &QueueDir, name: &str, file_name: &str) -> Result<(ByteLock,
     let io = |what, e| Error::io(what, queue.readers.join(file_name), e);
     loop {
         let file = queue.readers.open_or_create(file_name, queue.file_mode)?;
-        let taken = ByteLock::try_take(file, LOCK_BYTE)
-            .map_err(|e| io("lock", e))?;
+        let taken = ByteLock::try_take(file, LOCK_BYTE).map_err(|e| io("lock", e))?;
         match taken {
             // Removed between our open and our lock: retention would not see this file, nor another reader of that name. Each
             // further round needs another removal.

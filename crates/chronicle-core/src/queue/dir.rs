@@ -52,10 +52,13 @@ impl QueueDir {
         let root = Dir::open(path)?;
         let (control_file, writable) = match root.open_file(CONTROL_FILE, writable) {
             Ok(file) => (file, writable),
-            Err(e) if writable && may_not_write(&e) => (root.open_file(CONTROL_FILE, false)?, false),
+            Err(e) if writable && may_not_write(&e) => {
+                (root.open_file(CONTROL_FILE, false)?, false)
+            }
             Err(e) => return Err(e),
         };
-        let control = map_exact(&root, CONTROL_FILE, &control_file, CONTROL_BYTES as u64, writable)?;
+        let control =
+            map_exact(&root, CONTROL_FILE, &control_file, CONTROL_BYTES as u64, writable)?;
         // SAFETY: the map is a page long and page-aligned; `Identity` is plain data at its start, which never changes.
         let identity = unsafe { control.base().cast::<Identity>().read() };
         check_identity(&root.join(CONTROL_FILE), &identity)?;
@@ -333,10 +336,16 @@ fn create(path: &Path, options: &Options) -> Result<()> {
     root.make_subdir(READERS_DIR, options.dir_mode())?;
     failpoint::hit("create.readers");
     let identity = new_identity(&root, options, geometry)?;
-    write_new(&root, TABLE_FILE, options.file_mode(), table_bytes(identity.table_capacity), |map| {
-        // SAFETY: the new map is at least a page long and nobody else has it.
-        unsafe { map.base().cast::<TableHeader>().write(table_header(&identity)) };
-    })?;
+    write_new(
+        &root,
+        TABLE_FILE,
+        options.file_mode(),
+        table_bytes(identity.table_capacity),
+        |map| {
+            // SAFETY: the new map is at least a page long and nobody else has it.
+            unsafe { map.base().cast::<TableHeader>().write(table_header(&identity)) };
+        },
+    )?;
     write_new(&root, CONTROL_FILE, options.file_mode(), CONTROL_BYTES as u64, |map| {
         // SAFETY: the new map is a page long and nobody else has it; the rest of the page is zero.
         unsafe { map.base().cast::<Identity>().write(identity) };

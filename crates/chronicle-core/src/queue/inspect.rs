@@ -183,9 +183,8 @@ fn note_missing(queue: &QueueDir, due: u64, index: u64, report: &mut VerifyRepor
 /// Whether a segment without a roll marker is one that the writer is leaving just now, or was about to leave when it died: the
 /// tail hint is stored before the marker.
 fn is_being_left(queue: &QueueDir, segment: &Segment, sequence: u64) -> bool {
-    Segment::open(queue, segment.index + 1, false).is_ok_and(|next| {
-        next.index == queue.tail_segment() && next.first_sequence() == sequence
-    })
+    Segment::open(queue, segment.index + 1, false)
+        .is_ok_and(|next| next.index == queue.tail_segment() && next.first_sequence() == sequence)
 }
 
 /// Returns the sequence number expected next; 0 if damage has hidden it.
@@ -199,7 +198,9 @@ fn verify_segment(
     let first = segment.first_sequence();
     let at = |offset| queue.geometry.position(segment.index, offset);
     if expected != 0 && first != expected {
-        report.damage.push((at(0), format!("segment starts with sequence={first} expected={expected}")));
+        report
+            .damage
+            .push((at(0), format!("segment starts with sequence={first} expected={expected}")));
     }
     let mut sequence = first;
     let mut offset = queue.geometry.data_offset();
@@ -212,7 +213,9 @@ fn verify_segment(
             Slot::Record(r) if r.sequence != sequence => {
                 format!("sequence={} expected={sequence}", r.sequence)
             }
-            Slot::Record(r) if r.flags & !FLAGS_KNOWN != 0 => format!("unknown flags {:#x}", r.flags),
+            Slot::Record(r) if r.flags & !FLAGS_KNOWN != 0 => {
+                format!("unknown flags {:#x}", r.flags)
+            }
             Slot::Record(r)
                 if queue.has_checksums() && (r.flags & FLAG_CRC == 0 || !segment.crc_holds(&r)) =>
             {

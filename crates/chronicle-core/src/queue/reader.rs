@@ -143,7 +143,9 @@ impl Reader {
                 }
                 Slot::Roll => self.roll()?,
                 Slot::Bad(commit) => {
-                    return Err(self.corrupt(format!("commit word {commit:#x} does not fit the segment")));
+                    return Err(
+                        self.corrupt(format!("commit word {commit:#x} does not fit the segment"))
+                    );
                 }
             }
         }
@@ -165,7 +167,9 @@ impl Reader {
             return Err(self.corrupt(format!("unknown flags {:#x}", raw.flags)));
         }
         if self.verify && (raw.flags & FLAG_CRC == 0 || !self.segment.crc_holds(&raw)) {
-            return Err(self.corrupt(format!("checksum of sequence={} does not hold", raw.sequence)));
+            return Err(
+                self.corrupt(format!("checksum of sequence={} does not hold", raw.sequence))
+            );
         }
         if raw.sequence == self.sequence {
             return Ok(raw);
@@ -408,7 +412,9 @@ fn start_place(queue: &Arc<QueueDir>, cursor: Option<&Cursor>, start: Start) -> 
     let resume_sequence = cursor.and_then(Cursor::resume_sequence);
     let cut_sequence = cursor.filter(|_| resumes).and_then(Cursor::cut_sequence);
     let start = match (start, resume_sequence, cut_sequence) {
-        (Start::Resume, Some(sequence), cut) => Start::Sequence(cut.unwrap_or(sequence).min(sequence)),
+        (Start::Resume, Some(sequence), cut) => {
+            Start::Sequence(cut.unwrap_or(sequence).min(sequence))
+        }
         (Start::Resume, None, _) => Start::Earliest,
         (other, _, _) => other,
     };

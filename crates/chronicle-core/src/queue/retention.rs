@@ -5,9 +5,9 @@ use crate::failpoint;
 use crate::layout::RECORD_ALIGN;
 use crate::os::{clock, fs::ByteLock};
 use crate::protocol::{self, Strong};
-use crate::queue::{cursor, durable, recovery};
 use crate::queue::dir::{LOCK_BYTE_RETENTION, LOCK_FILE, QueueDir};
 use crate::queue::segment::{self, Segment, Slot};
+use crate::queue::{cursor, durable, recovery};
 use crate::sync::Ordering;
 
 /// What may go. A segment must be allowed to go by one of the limits; with neither, nothing goes.
@@ -79,7 +79,9 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
     if !recovery::is_same_boot(queue) {
         return Ok(report);
     }
-    if report.allowed_segment <= report.floor_segment && !has_leftovers(queue, report.floor_segment)? {
+    if report.allowed_segment <= report.floor_segment
+        && !has_leftovers(queue, report.floor_segment)?
+    {
         return Ok(report);
     }
     check_ends(queue)?;
@@ -90,16 +92,17 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
     let mut held = Ok(None);
     let control = queue.control();
     // Lower than the floor in force while a reader stands below it.
-    let deletable = protocol::raise_floor::<Strong>(&control.floor_segment, report.allowed_segment, || {
-        failpoint::hit("retention.look");
-        held = lowest_live(queue);
-        match &held {
-            Ok(Some((segment, _))) => Some(*segment),
-            Ok(None) => None,
-            // What cannot be read may need everything.
-            Err(_) => Some(0),
-        }
-    });
+    let deletable =
+        protocol::raise_floor::<Strong>(&control.floor_segment, report.allowed_segment, || {
+            failpoint::hit("retention.look");
+            held = lowest_live(queue);
+            match &held {
+                Ok(Some((segment, _))) => Some(*segment),
+                Ok(None) => None,
+                // What cannot be read may need everything.
+                Err(_) => Some(0),
+            }
+        });
     if let Some((segment, name)) = held?
         && segment < report.allowed_segment
     {

@@ -82,7 +82,9 @@ fn by_sequence(queue: &QueueDir, sequence: u64) -> Result<Place> {
         }
         if sequence < first {
             if index != floor {
-                let why = format!("table says that segment {index} holds sequence {sequence}, it starts with {first}");
+                let why = format!(
+                    "table says that segment {index} holds sequence {sequence}, it starts with {first}"
+                );
                 return Err(queue.corrupt(queue.geometry.position(index, 0), why));
             }
             let offset = queue.geometry.data_offset();
@@ -110,7 +112,8 @@ fn by_sequence(queue: &QueueDir, sequence: u64) -> Result<Place> {
 fn not_entered(queue: &QueueDir, segment: Arc<Segment>, sequence: u64) -> Result<Place> {
     if segment.index != 0 {
         // A segment becomes floor or tail only after the writer has entered it.
-        let why = format!("segment {} holds nothing, but the control block leads there", segment.index);
+        let why =
+            format!("segment {} holds nothing, but the control block leads there", segment.index);
         return Err(queue.corrupt(queue.geometry.position(segment.index, 0), why));
     }
     if sequence > 1 {
@@ -216,7 +219,8 @@ fn entry(segment: &Segment, block: usize) -> Option<EntryView> {
     let geometry = segment.geometry;
     // The record starts in or after the block: an entry that points backwards would repeat or hide messages.
     let first = geometry.data_offset().max(block * INDEX_BLOCK_BYTES);
-    let plausible = offset % RECORD_ALIGN == 0 && (first..geometry.data_limit()).contains(&offset);
+    let plausible =
+        offset.is_multiple_of(RECORD_ALIGN) && (first..geometry.data_limit()).contains(&offset);
     plausible.then(|| EntryView {
         offset,
         // Relaxed: published by `offset`.
@@ -255,6 +259,13 @@ fn last_entry(segment: &Segment, before: impl Fn(&EntryView) -> bool) -> Option<
     low.checked_sub(1)
 }
 
+/// Whether a later segment is being written although this one has no roll marker: a reader would wait here for ever. The writer
+/// stores the tail hint just before the marker, so one segment ahead says nothing; and it may have gone on since we looked at
+/// the slot, so that is looked at again.
+fn is_cut_short(queue: &QueueDir, segment: &Segment, offset: usize) -> bool {
+    segment.index + 1 < queue.tail_segment() && segment.slot(offset) == Slot::Empty
+}
+
 /// Walks from the last index entry that satisfies `before` to the first record that satisfies `found`, into later segments if it
 /// must; at the end asks `at_end` whether the end will do. `None` if retention was faster: then the search starts anew.
 ///
@@ -277,6 +288,9 @@ fn walk_to(
     loop {
         let bad = |why: String| queue.corrupt(geometry.position(segment.index, offset), why);
         match segment.slot(offset) {
+            Slot::Empty if is_cut_short(queue, &segment, offset) => {
+                return Err(bad("records end without a roll marker, but the queue goes on".into()));
+            }
             Slot::Empty => {
                 at_end(sequence)?;
                 return Ok(Some(Place { segment, offset, sequence, gap: None }));

@@ -14,7 +14,8 @@ pub fn file_name(index: u64) -> String {
 /// The index that a file name stands for, if it is a segment's.
 pub fn index_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
-    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| digits.parse().ok())?
 }
 
 /// A mapped segment whose header was checked.
@@ -52,7 +53,7 @@ impl Segment {
     /// `offset` is 4-aligned and at least 4 bytes before the end of the segment.
     #[inline(always)]
     pub unsafe fn commit_word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset % 4 == 0 && offset + 4 <= self.geometry.segment_bytes());
+        debug_assert!(offset.is_multiple_of(4) && offset + 4 <= self.geometry.segment_bytes());
         // SAFETY: in range and aligned by the caller's promise.
         unsafe { &*self.base().add(offset).cast::<AtomicU32>() }
     }
@@ -136,7 +137,10 @@ impl Segment {
 
     fn virgin(self: Arc<Self>, queue: &QueueDir) -> Result<Arc<Self>> {
         if !self.is_virgin() {
-            let why = format!("segment {} was written although the writer has not reached it", self.index);
+            let why = format!(
+                "segment {} was written although the writer has not reached it",
+                self.index
+            );
             return Err(queue.corrupt(self.geometry.position(self.index, 0), why));
         }
         self.populate(queue)?;
@@ -244,7 +248,7 @@ impl RawRecord {
 /// `base` is the start of a mapped segment of this geometry.
 #[inline(always)]
 pub unsafe fn slot_at(base: *const u8, geometry: Geometry, offset: usize) -> Slot {
-    debug_assert!(offset % RECORD_ALIGN == 0 && offset <= geometry.data_limit());
+    debug_assert!(offset.is_multiple_of(RECORD_ALIGN) && offset <= geometry.data_limit());
     // SAFETY: aligned, and at least ROLL_RESERVE_BYTES before the end of the mapping.
     let word = unsafe { &*base.add(offset).cast::<AtomicU32>() };
     let commit = crate::protocol::committed::<crate::protocol::Strong>(word);
@@ -276,7 +280,7 @@ pub unsafe fn slot_at(base: *const u8, geometry: Geometry, offset: usize) -> Slo
 impl Segment {
     /// [`slot_at`] for code that is not hot. Panics on a misaligned or too large offset.
     pub fn slot(&self, offset: usize) -> Slot {
-        assert!(offset % RECORD_ALIGN == 0 && offset <= self.geometry.data_limit());
+        assert!(offset.is_multiple_of(RECORD_ALIGN) && offset <= self.geometry.data_limit());
         // SAFETY: our own mapping and geometry; the offset was just checked.
         unsafe { slot_at(self.base(), self.geometry, offset) }
     }
