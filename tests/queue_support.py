@@ -72,7 +72,7 @@ def fill(
 
 
 def fill_segments(writer: chronicle.QueueWriter, segments: int) -> int:
-    """Append large messages until the writer has gone on that many segments; return the next number."""
+    """Append large messages until the writer is that many segments on; return the next number."""
     goal = (writer.position // SEGMENT_BYTES) + segments
     while writer.position // SEGMENT_BYTES < goal:
         fill(writer, 1, size=4_000)

@@ -1,4 +1,4 @@
-"""Types of the native core. Checked against it by stubtest; documented where `chronicle` exports them."""
+"""Types of the native core. Checked by stubtest; documented where `chronicle` exports them."""
 
 from collections.abc import Callable
 from os import PathLike

@@ -276,7 +276,7 @@ class Field(NamedTuple):
     type: str
     numpy: str
     offset: int
-    count: int | None
+    count: int | None  # type: ignore[assignment]  # hides `tuple.count`
     size_bytes: int
     scale: int | None = None
 

@@ -116,9 +116,9 @@ class QueueWriter(_core.QueueWriter):
 
     `append(type_id, payload, *, timestamp_ns=None)` publishes one message and returns its sequence
     number: a copy, one release store and a fence; no system call unless a reader sleeps, no
-    allocation but the number. `payload` is any C-contiguous buffer. Raises `TooLarge`, and at a roll
-    without a provisioner `DiskFull`, `QueueFull` or `QueueRemoved`; nothing is written then, and the
-    call may be repeated.
+    allocation but the number. `payload` is any C-contiguous buffer. Raises `TooLarge`, and at a
+    roll without a provisioner `DiskFull`, `QueueFull` or `QueueRemoved`; nothing is written then,
+    and the call may be repeated.
     """
 
     _types: dict[int, type[MessageBase]]
@@ -136,14 +136,14 @@ class QueueWriter(_core.QueueWriter):
     ) -> int:
         """Publish each item of an array as one message, in order; return the first sequence number.
 
-        Copies; allocates nothing; releases the interpreter lock. Readers see the messages in steps of
-        up to 256 KiB. All carry the same timestamp.
+        Copies; allocates nothing; releases the interpreter lock. Readers see the messages in steps
+        of up to 256 KiB. All carry the same timestamp.
 
         Parameters
         ----------
         array
-            Shape ``(n,)``, C-contiguous. Items of a structured array whose dtype belongs to a message
-            class of this queue's schema need no `type_id`.
+            Shape ``(n,)``, C-contiguous. Items of a structured array whose dtype belongs to a
+            message class of this queue's schema need no `type_id`.
         type_id
             1 to 65_535, or a message class.
         timestamp_ns
@@ -172,7 +172,7 @@ class QueueWriter(_core.QueueWriter):
         if len(matches) == 1:
             return matches[0]
         raise BadArgument(
-            f"bad batch: {len(matches)} message classes of this queue have the dtype {array.dtype}; "
+            f"bad batch: {len(matches)} message classes of this queue have dtype {array.dtype}; "
             "pass type_id=, or open the publisher with schema=[...]"
         )
 
@@ -206,11 +206,11 @@ def _check_item(cls: type[MessageBase], dtype: np.dtype[Any]) -> None:
 class QueueReader(_core.QueueReader):
     """One reader of one queue. Made by `Queue.open_subscriber`. One thread at a time.
 
-    `next()` returns the next `Message` or ``None`` and never waits: one acquire load, one small object.
-    It raises `Gap` once where messages are missing, and `CorruptRecord` where a record cannot be true.
-    `wait(timeout=None)` waits, in seconds, without the interpreter lock, and answers Ctrl-C; it returns
-    whether there is something to read. `commit()` remembers that everything delivered is done with: two
-    stores, no system call.
+    `next()` returns the next `Message` or ``None`` and never waits: one acquire load, one small
+    object. It raises `Gap` once where messages are missing, and `CorruptRecord` where a record
+    cannot be true. `wait(timeout=None)` waits, in seconds, without the interpreter lock, and
+    answers Ctrl-C; it returns whether there is something to read. `commit()` remembers that
+    everything delivered is done with: two stores, no system call.
 
     Iterating yields what is there and stops; ``async for`` waits for more.
     """
@@ -222,8 +222,8 @@ class QueueReader(_core.QueueReader):
     ) -> NDArray[Any]:
         """Return the next messages of one type as an array over the mapping, without a copy.
 
-        Does not wait. Takes the run of messages from here on that have the type of the first one and
-        stand in one segment; the next call goes on behind them. Allocates one array header. The
+        Does not wait. Takes the run of messages from here on that have the type of the first one
+        and stand in one segment; the next call goes on behind them. Allocates one array header. The
         array keeps the mapping alive.
 
         Parameters
@@ -236,8 +236,8 @@ class QueueReader(_core.QueueReader):
         Returns
         -------
         ndarray
-            Shape ``(n,)``, ``0 <= n <= count_max``, read-only, oldest first; items have the dtype of
-            `cls`. Empty if there is nothing to read; without `cls`, and unless the queue has one
+            Shape ``(n,)``, ``0 <= n <= count_max``, read-only, oldest first; items have the dtype
+            of `cls`. Empty if there is nothing to read; without `cls`, and unless the queue has one
             class only, its items then have no fields.
 
         Raises
@@ -277,7 +277,7 @@ class QueueReader(_core.QueueReader):
         if run is None:
             return self._nothing(cls), np.zeros(0, dtype=headers)
         shape, strides = (run.count,), (run.stride,)
-        over: NDArray[Any] = np.ndarray(shape, headers, buffer=run, strides=strides)
+        over: NDArray[Any] = np.ndarray(shape, headers, buffer=_as_any(run), strides=strides)
         return _lay_over(run, (cls or self._queue.class_of(run.type_id)).dtype), over
 
     def _nothing(self, cls: type[MessageBase] | None) -> NDArray[Any]:
@@ -312,8 +312,8 @@ class QueueReader(_core.QueueReader):
     def seek(self, to: Start) -> None:
         """Move to another place. The cursor stays until the next `commit`.
 
-        Costs some microseconds: a search in the segment table, one file opened and mapped, a search in
-        its index, a walk of at most 16 KiB.
+        Costs some microseconds: a search in the segment table, one file opened and mapped, a search
+        in its index, a walk of at most 16 KiB.
 
         Parameters
         ----------
@@ -360,13 +360,18 @@ class QueueReader(_core.QueueReader):
         self.close()
 
 
+def _as_any(run: _core.Run) -> Any:
+    """Hide the type from NumPy's, which know only Python's own buffers before 3.12."""
+    return run
+
+
 def _lay_over(run: _core.Run, dtype: np.dtype[Any]) -> NDArray[Any]:
     import numpy as np
 
     return np.ndarray(
         (run.count,),
         dtype,
-        buffer=run,
+        buffer=_as_any(run),
         offset=_core.RECORD_HEADER_BYTES,
         strides=(run.stride,),
     )
@@ -376,19 +381,20 @@ class FanInReader(_core.FanInReader):
     """Many readers as one, merged by timestamp; ties go to the source that was added first.
 
     `add_reader(reader)` takes a reader over (using it raises `Moved` from then on) and returns its
-    source number; `remove_reader(source)` gives it back. `next()` returns the next `Message`, with its
-    `source`, or ``None``. `wait(timeout=None)` wakes for any source. `commit()` covers, on each source,
-    exactly what was delivered.
+    source number; `remove_reader(source)` gives it back. `next()` returns the next `Message`, with
+    its `source`, or ``None``. `wait(timeout=None)` wakes for any source. `commit()` covers, on each
+    source, exactly what was delivered.
 
     Parameters
     ----------
     readers
         Sources to begin with.
     mode
-        ``"live"`` never waits for an idle source. ``"strict"`` delivers a message only when no source
-        can still precede it, and so waits for sources that show nothing.
+        ``"live"`` never waits for an idle source. ``"strict"`` delivers a message only when no
+        source can still precede it, and so waits for sources that show nothing.
     wait
-        ``"hybrid"`` spins 20 us and then sleeps; ``"spin"`` never sleeps; ``"sleep"`` sleeps at once.
+        ``"hybrid"`` spins 20 us and then sleeps; ``"spin"`` never sleeps; ``"sleep"`` sleeps at
+        once.
     """
 
     def __new__(
@@ -399,13 +405,14 @@ class FanInReader(_core.FanInReader):
         wait: Wait = "hybrid",
     ) -> Self:
         """Make the native half; `__init__` adds the readers."""
+        del readers  # used by __init__
         return super().__new__(cls, mode, wait)
 
     if TYPE_CHECKING:
         # What went in comes out; the native half knows its own class only.
-        def remove_reader(self, source: int) -> QueueReader: ...
+        def remove_reader(self, source: int) -> QueueReader: ...  # noqa: D102
         @property
-        def sources(self) -> list[tuple[int, QueueReader]]: ...  # type: ignore[override]
+        def sources(self) -> list[tuple[int, QueueReader]]: ...  # type: ignore[override]  # noqa: D102
 
     def __init__(
         self,
@@ -476,8 +483,8 @@ class Queue:
         Parameters
         ----------
         path
-            The queue's directory. Parents are created. Put it on a tmpfs (``/dev/shm``) for rolls and
-            appends that never fault.
+            The queue's directory. Parents are created. Put it on a tmpfs (``/dev/shm``) for rolls
+            and appends that never fault.
         schema
             Message classes that this queue carries; stored with it, so that every tool can decode.
             A queue that exists may gain classes, not change them.
@@ -495,7 +502,8 @@ class Queue:
             message is older than so many seconds; never what a live registered reader still needs.
             Needs a provisioner. By default nothing is ever deleted.
         flush_interval
-            Make the queue durable every so many seconds, in the provisioner. By default only `flush` does.
+            Make the queue durable every so many seconds, in the provisioner. By default only
+            `flush` does.
         provisioner
             Keeps the next segment mapped and ready, so that rolls make no system call.
 
@@ -559,8 +567,8 @@ class Queue:
             The queue's directory.
         name
             ``[A-Za-z0-9._-]+``; one live reader per name. A named reader is registered: it has a
-            cursor, and retention waits for it while it lives. ``None``, or a queue that this process may
-            not write to (a read-only mount): unregistered, nothing is written.
+            cursor, and retention waits for it while it lives. ``None``, or a queue that this
+            process may not write to (a read-only mount): unregistered, nothing is written.
         start
             ``"resume"``: after the last commit under this name; a new name starts like
             ``"earliest"``: at the first message ever; if it was deleted, the first `next` raises

@@ -6,11 +6,12 @@ What a frozen `dataclasses.dataclass` with slots gives, without its import, whic
 
 from __future__ import annotations
 
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NoReturn, dataclass_transform
 
 __all__ = ["Value"]
 
 
+@dataclass_transform(frozen_default=True)
 class Value:
     """Base of immutable value objects. A subclass lists its fields in `__slots__`.
 
@@ -25,10 +26,10 @@ class Value:
     """
 
     __slots__: ClassVar[tuple[str, ...]] = ()
-    __match_args__: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls.__match_args__ = tuple(cls.__slots__)
+        # Type checkers have it from the decorator above, which reads the annotations.
+        cls.__match_args__ = tuple(cls.__slots__)  # type: ignore[misc, attr-defined]
 
     def _set(self, *values: object) -> None:
         """Fill the fields, once, from the constructor."""

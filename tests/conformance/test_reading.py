@@ -1,8 +1,8 @@
-"""What every way to read must do alike. A new way (a compiled handler, say) is one more entry in `WAYS`.
+"""What every way to read must do alike. A new way, say a compiled handler, is one entry in `WAYS`.
 
 A way is a function that reads until it has `count` messages or nothing more is there, and gives
-what it saw: messages as ``(seq, payload)``, and errors in their place. It must not read further than
-the first error: the caller calls it again, as a program would after handling that error.
+what it saw: messages as ``(seq, payload)``, and errors in their place. It must not read further
+than the first error: the caller calls it again, as a program would after handling that error.
 """
 
 from __future__ import annotations

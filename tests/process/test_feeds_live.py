@@ -1,4 +1,4 @@
-"""A capture goes into a queue in one process and comes out, exact, in others, while it is written."""
+"""A capture goes into a queue in one process and comes out of it, exact, in others meanwhile."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import chronicle
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -93,6 +94,11 @@ class QueueMachine(RuleBasedStateMachine):
         payload = (len(self.log).to_bytes(4, "little") * (size // 4 + 1))[:size]
         self.log.append((type_id, timestamp_ns, payload))
         assert self.writer.append(type_id, payload, timestamp_ns=timestamp_ns) == len(self.log)
+
+    @rule(count=st.integers(2, 10))
+    def append_until_it_rolls(self, count: int) -> None:
+        for _ in range(count):
+            self.append(size=20_000, type_id=1, timestamp_ns=None)
 
     @rule(count=st.integers(0, 2_500), timestamp_ns=times)
     def append_many(self, count: int, timestamp_ns: int | None) -> None:
@@ -212,15 +218,14 @@ class QueueMachine(RuleBasedStateMachine):
         if not self.is_usable(model):
             return
         last = len(self.log) + 1
-        to = data.draw(
+        to: Any = data.draw(
             st.one_of(st.sampled_from(["earliest", "latest", "resume"]), st.integers(0, last + 3))
         )
         try:
             model.reader.seek(to)
         except chronicle.SequenceNotWritten as error:
-            assert isinstance(to, int)
-            assert to > last
-            assert (error.sequence, error.next) == (to, last)
+            self.check_that(isinstance(to, int) and to > last)
+            self.check_that((error.sequence, error.next) == (to, last))
             return
         words = {"earliest": 1, "latest": last, "resume": self.committed[self.name_of(model)]}
         model.next = max(to, 1) if isinstance(to, int) else words[to]
@@ -253,19 +258,21 @@ class QueueMachine(RuleBasedStateMachine):
         model.source = None
         return model
 
-    @precondition(lambda self: len(self.fanin))
+    @precondition(lambda self: len(self.fanin) > 0)
     @rule(count=st.integers(1, 300))
     def read_from_the_fanin(self, count: int) -> None:
-        sources = {m.source: m for m in self.live.values() if m.source is not None}
+        sources: dict[int | None, Model] = {
+            m.source: m for m in self.live.values() if m.source is not None
+        }
         gaps = 0
         for _ in range(count):
             try:
                 message = self.fanin.next()
             except chronicle.Gap as gap:
                 gaps += 1
-                assert gaps <= len(sources)
+                self.check_that(gaps <= len(sources))
                 model = sources[gap.source]
-                assert gap.first_missing == model.next < gap.next <= self.floor
+                self.check_that(gap.first_missing == model.next < gap.next <= self.floor)
                 model.next = gap.next
                 continue
             if message is None:
@@ -278,7 +285,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.check(message, model.next)
             model.next += 1
 
-    @precondition(lambda self: len(self.fanin))
+    @precondition(lambda self: len(self.fanin) > 0)
     @rule()
     def commit_the_fanin(self) -> None:
         self.fanin.commit()
@@ -287,6 +294,30 @@ class QueueMachine(RuleBasedStateMachine):
                 self.committed[name] = model.next
 
     # --- Retention ---
+
+    @rule()
+    def everybody_commits_and_all_that_may_go_goes(self) -> None:
+        for name, model in self.live.items():
+            if model.source is None:
+                model.reader.seek("latest")
+                model.next = len(self.log) + 1
+                model.reader.commit()
+                self.committed[name] = model.next
+        self.apply_retention(1)
+
+    @rule(target=readers, data=st.data())
+    def fall_behind(self, data: st.DataObject) -> Any:
+        """A reader goes away, what it has not read is deleted, and it comes back."""
+        usable = [n for n in self.live if self.is_usable(self.live[n])]
+        if not usable:
+            return multiple()
+        name = data.draw(st.sampled_from(usable))
+        model = self.live.pop(name)
+        model.reader.close()
+        self.append_until_it_rolls(4)
+        self.everybody_commits_and_all_that_may_go_goes()
+        self.live[name] = Model(subscriber(self.path, name), self.committed[name])
+        return self.live[name]
 
     @rule(segments=st.one_of(st.none(), st.integers(0, 4)))
     def apply_retention(self, segments: int | None) -> None:
@@ -317,6 +348,9 @@ class QueueMachine(RuleBasedStateMachine):
         if self.epoch:
             assert self.writer.next_seq == len(self.log) + 1
 
+    def check_that(self, true: bool) -> None:
+        assert true
+
     def is_usable(self, model: Model) -> bool:
         return model.source is None and model in self.live.values()
 
@@ -331,8 +365,8 @@ class QueueMachine(RuleBasedStateMachine):
         try:
             message = reader.next()
         except chronicle.Gap as gap:
-            assert gap.first_missing == model.next < gap.next <= self.floor
-            assert gap.reason == "retention"
+            self.check_that(gap.first_missing == model.next < gap.next <= self.floor)
+            self.check_that(gap.reason == "retention")
             model.next = gap.next
         else:
             self.check(message, model.next)
@@ -355,4 +389,5 @@ QueueMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
+pytestmark = pytest.mark.timeout(7_200 if FULL else 300)
 TestQueueAgainstAList = QueueMachine.TestCase

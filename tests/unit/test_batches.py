@@ -149,11 +149,12 @@ def test_append_many_refuses_items_too_large_for_a_segment(path: Path):
 # --- append_mixed ---
 
 
-def mixed(*records: tuple[int, bytes]) -> tuple[Any, ...]:
+def mixed(*records: tuple[int, bytes], times_ns: Any = None) -> tuple[Any, ...]:
     buffer = b"".join(payload for _, payload in records)
     lengths = np.array([len(payload) for _, payload in records], "u4")
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype("u8")
-    return buffer, offsets, lengths, np.array([type_id for type_id, _ in records], "u2")
+    columns = buffer, offsets, lengths, np.array([type_id for type_id, _ in records], "u2")
+    return columns if times_ns is None else (*columns, times_ns)
 
 
 RECORDS = [(1, b"one"), (65_535, b""), (2, b"two" * 100), (1, b"x")]
@@ -169,8 +170,9 @@ def test_append_mixed_publishes_records_of_any_type_and_size(path: Path):
 def test_append_mixed_takes_a_timestamp_for_each(path: Path):
     times = np.array([5, 4, 3, (1 << 64) - 1], "u8")
     with publisher(path) as writer, subscriber(path) as reader:
-        writer.append_mixed(*mixed(*RECORDS), times)
-        writer.append_mixed(*mixed(*RECORDS), timestamps_ns=times)
+        writer.append_mixed(*mixed(*RECORDS, times_ns=times))
+        buffer, offsets, lengths, type_ids = mixed(*RECORDS)
+        writer.append_mixed(buffer, offsets, lengths, type_ids, timestamps_ns=times)
         assert [m.timestamp_ns for m in reader] == [*times, *times]
 
 

@@ -110,7 +110,7 @@ USES: dict[str, Callable[[Any], object]] = {
     "commit": lambda r: r.commit(),
     "seek": lambda r: r.seek("latest"),
     "read_batch": lambda r: r.next_run(count_max=1),
-    "iter": lambda r: list(r),
+    "iter": list,
     "next_seq": lambda r: r.next_seq,
 }
 

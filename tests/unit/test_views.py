@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import resource
 import shutil
 import weakref
@@ -175,7 +174,7 @@ def open_files() -> int:
 
 def test_readers_and_writers_are_freed_without_close(path: Path):
     descriptors = open_files()
-    for _ in range(50):
+    for _ in range(10):
         writer, reader = publisher(path), subscriber(path, "me")
         fill(writer, 1)
         assert reader.next() is not None

@@ -389,10 +389,9 @@ struct Life {
 }
 
 impl Life {
-    fn start(fire: &mut Fire) -> Self {
+    fn start(fire: &mut Fire, checksum: bool) -> Self {
         let queue = fire.new_path("queue");
         let board = Board::open(&fire.new_path("board"));
-        let checksum = fire.rng.chance(2);
         let writer = Writer::open(&queue, &options(checksum)).unwrap();
         let orders = Orders {
             mode: "write",
@@ -527,7 +526,8 @@ fn kill_reader(fire: &mut Fire, life: &mut Life) {
     life.epoch = writer.epoch();
     drop(writer);
     let is_new = fire.rng.chance(3);
-    let name = if is_new { format!("cur{}", fire.total()) } else { "cur".to_owned() };
+    fire.names += 1;
+    let name = if is_new { format!("cur{}", fire.names) } else { "cur".to_owned() };
     let before = if is_new { 1 } else { life.cursor };
     life.board.set(Word::CursorTried, before);
     life.board.set(Word::CursorDone, before);
@@ -569,7 +569,8 @@ fn flush_and_forget(fire: &mut Fire, life: &Life) {
 }
 
 fn one_life(fire: &mut Fire, goal: u64) {
-    let mut life = Life::start(fire);
+    let checksum = fire.rng.chance(2);
+    let mut life = Life::start(fire, checksum);
     for _ in 0..25 {
         if fire.total() >= goal {
             break;
@@ -646,10 +647,10 @@ fn creation(fire: &mut Fire, goal: u64) {
 }
 
 /// A queue as a power loss may leave it: flushed up to a point, damaged behind it.
-fn damaged_queue(fire: &mut Fire) -> (PathBuf, u64) {
+fn damaged_queue(fire: &mut Fire, headless: bool) -> (PathBuf, u64) {
     let queue = fire.new_path("power");
     let mut writer = Writer::open(&queue, &options(true)).unwrap();
-    let never_flushed = fire.rng.chance(4);
+    let never_flushed = headless || fire.rng.chance(4);
     let flushed_at = if never_flushed { 0 } else { fire.rng.below(600) };
     for i in 0..900_u64 {
         append(&mut writer, 200 + fire.rng.below(200) as usize);
@@ -672,7 +673,7 @@ fn damaged_queue(fire: &mut Fire) -> (PathBuf, u64) {
         // SAFETY: in range by the callers below; nobody else has the queue open.
         unsafe { segment.base().add(offset).write_bytes(0, len) };
     };
-    if never_flushed && fire.rng.chance(2) {
+    if headless || (never_flushed && fire.rng.chance(2)) {
         // Not even the first header has reached the disk.
         spoil(0, 0, 4096);
     } else {
@@ -692,9 +693,9 @@ fn damaged_queue(fire: &mut Fire) -> (PathBuf, u64) {
 }
 
 /// A recovery after a power loss is killed at every point in turn, and ends where one that was left alone ends.
-fn recovery_after_power_loss(fire: &mut Fire, named: &[String]) {
+fn recovery_after_power_loss(fire: &mut Fire, aim: &str) {
     fire.scenario = "recovery after power loss";
-    let (queue, flushed) = damaged_queue(fire);
+    let (queue, flushed) = damaged_queue(fire, aim == "recovery.fresh");
     let alone = fire.new_path("alone");
     fire::copy_tree(&queue, &alone);
     let expected = Board::open(&fire.new_path("board"));
@@ -710,12 +711,8 @@ fn recovery_after_power_loss(fire: &mut Fire, named: &[String]) {
         pauses: false,
         reader: String::new(),
     };
-    // First where nobody was yet, then everywhere.
-    let kills = |name: &str| fire.kills.get(name).copied().unwrap_or(0);
-    let rare = named.iter().filter(|p| p.starts_with("recovery.") || *p == "cursor.cut_marked");
-    let mut rng = fire.rng.clone();
-    let rare = rare.min_by_key(|p| (kills(p), rng.next())).expect("there are some").clone();
-    fire.run(&orders, &board, &format!("{rare}:1"));
+    // First where few were yet, then everywhere.
+    fire.run(&orders, &board, &format!("{aim}:1"));
     let points = fire.chain(&orders, &board, 1);
     assert_ne!(expected.get(Word::BytesDiscarded), u64::MAX, "the cut was not reported");
     // With the new epoch the work was done, and whoever came later found a queue in order.
@@ -742,6 +739,51 @@ fn recovery_after_power_loss(fire: &mut Fire, named: &[String]) {
     assert_eq!(reader.next().unwrap().unwrap().raw.sequence, next);
     std::fs::remove_dir_all(&queue).unwrap();
     std::fs::remove_dir_all(&alone).unwrap();
+}
+
+fn rarest_of_recovery(fire: &mut Fire, points: &[String]) -> String {
+    let rng = &mut fire.rng;
+    let kills = |name: &str| fire.kills.get(name).copied().unwrap_or(0);
+    let ours = points.iter().filter(|p| p.starts_with("recovery.") || *p == "cursor.cut_marked");
+    ours.min_by_key(|p| (kills(p), rng.next())).expect("recovery has fail points").clone()
+}
+
+/// Kills at this point, or comes near it.
+fn aim_at(fire: &mut Fire, point: &str) {
+    let before = match point {
+        "recovery.roll_zeroed" | "recovery.roll_marked" | "recovery.durable_marked" => "roll.tail",
+        "recovery.next_reset" => "roll.entered",
+        "recovery.entry_mended" => "roll.sealed",
+        "recovery.tail" | "recovery.zeroed" | "recovery.zeros_synced" => "append.filled",
+        "cursor.cut_marked" => return recovery_after_power_loss(fire, point),
+        _ if point.starts_with("recovery.") => return recovery_after_power_loss(fire, point),
+        _ => point,
+    };
+    fire.scenario = "aimed";
+    let mut life = Life::start(fire, true);
+    let of_creation = ["create.", "file.", "cursor."].iter().any(|p| before.starts_with(p));
+    let (mode, queue) = if of_creation {
+        ("create", fire.new_path("aimed"))
+    } else {
+        ("write", life.orders.queue.clone())
+    };
+    let orders = Orders { mode, queue, operations: 300, ..life.orders.clone() };
+    let orders = Orders { seed: fire.rng.next(), ..orders };
+    let board = Board::open(&fire.new_path("board"));
+    if point.starts_with("retention.") {
+        // There must be something to delete.
+        fire.run(&orders, &life.board, "nowhere:1");
+        life.drain();
+        life.live.commit();
+    }
+    fire.run(&orders, &board, &format!("{before}:1"));
+    if point == "recovery.durable_marked" {
+        flush_and_forget(fire, &life);
+    } else if before != point {
+        fire.run(&Orders { mode: "open", ..orders }, &board, &format!("{point}:1"));
+    }
+    life.settle(&mut fire.rng);
+    life.end();
 }
 
 /// Name and size of what was set aside.
@@ -793,14 +835,22 @@ fn main() {
         reach: points.iter().map(|p| (p.clone(), first_reach(p))).collect(),
     };
     let start = Instant::now();
-    // A small run goes on until it has been everywhere.
-    let missed = |fire: &Fire| points.iter().any(|p| !fire.kills.contains_key(p));
-    while fire.total() < goal || (missed(&fire) && fire.total() < goal + 2_000) {
-        let goal = goal.max(fire.total() + 50);
+    while fire.total() < goal {
         match fire.rng.below(12) {
             0 => creation(&mut fire, goal),
-            1 | 2 => recovery_after_power_loss(&mut fire, &points),
+            1 | 2 => {
+                let aim = rarest_of_recovery(&mut fire, &points);
+                recovery_after_power_loss(&mut fire, &aim);
+            }
             _ => one_life(&mut fire, goal),
+        }
+    }
+    // A small run may not have been everywhere.
+    for point in &points {
+        for _ in 0..30 {
+            if !fire.kills.contains_key(point) {
+                aim_at(&mut fire, point);
+            }
         }
     }
     println!("kills at random moments: {}", fire.kills_random);

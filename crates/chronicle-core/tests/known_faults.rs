@@ -125,15 +125,25 @@ fn wait_for_end_of_stdin() {
     std::io::stdin().read_to_end(&mut nothing).unwrap();
 }
 
-/// Forks; the child sleeps until it is killed, and holds every descriptor that it was given.
+/// Forks; the child sleeps until it is killed, and holds every descriptor that it was given. Returns when the child runs.
 fn fork_a_sleeper() -> libc::pid_t {
+    let (mut started, signal) = std::io::pipe().unwrap();
     // SAFETY: the child calls only async-signal-safe functions.
     match unsafe { libc::fork() } {
-        0 => loop {
-            // SAFETY: sleeps until a signal comes.
-            unsafe { libc::pause() };
-        },
-        pid => pid,
+        0 => {
+            // SAFETY: one byte of a constant, to a descriptor of ours.
+            unsafe {
+                libc::write(std::os::fd::AsRawFd::as_raw_fd(&signal), c"x".as_ptr().cast(), 1)
+            };
+            loop {
+                // SAFETY: sleeps until a signal comes.
+                unsafe { libc::pause() };
+            }
+        }
+        pid => {
+            started.read_exact(&mut [0]).unwrap();
+            pid
+        }
     }
 }
 
@@ -743,7 +753,8 @@ fn removing_a_queue_under_a_live_reader_and_writer_is_an_error_and_not_a_crash()
         }
         append(&mut writer);
         assert_eq!(read(&mut reader).unwrap(), Some(1));
-        std::fs::remove_dir_all(&temp.0).unwrap();
+        // A provisioner may be adding a segment just now.
+        while std::fs::remove_dir_all(&temp.0).is_err() && temp.0.exists() {}
         // What is mapped still works; the next roll, or a wait, tells.
         append(&mut writer);
         assert_eq!(read(&mut reader).unwrap(), Some(2));

@@ -14,7 +14,7 @@
 mod fire;
 
 use chronicle_core::failpoint::{self, Event};
-use chronicle_core::layout::{CURSOR_MAGIC, ControlBlock, CursorBlock, Geometry, INDEX_BLOCK_BYTES, PAGE_BYTES};
+use chronicle_core::layout::{CURSOR_MAGIC, ControlBlock, CursorBlock, Geometry, INDEX_BLOCK_BYTES, PAGE_BYTES, record_stride};
 use chronicle_core::queue::recovery::{Cut, RecoveryReport};
 use chronicle_core::queue::retention;
 use chronicle_core::queue::segment::{self, Segment};
@@ -363,7 +363,7 @@ impl Story {
             }
             87..91 => drop(retention::apply(self.writer().queue(), &POLICY).unwrap()),
             91..95 => self.read(),
-            95..97 => self.open(),
+            95 => self.open(),
             _ => self.die_in_a_batch(),
         }
         tap(|tap| {
@@ -439,11 +439,12 @@ impl Story {
     /// The writer is killed when a batch is written, but for its first commit word; the next one writes records of the
     /// same size and number there. The old ones, whole and with good checksums, must never turn up.
     fn die_in_a_batch(&mut self) {
-        let (count, len) = (5 + self.rng.below(20), 150 + self.rng.below(150) as usize);
+        // Small, so that now and then one ends where a page or a sector does.
+        let (count, len) = (50 + self.rng.below(100), 1 + self.rng.below(8) as usize);
         let first = self.writer().next_sequence();
         let position = self.writer().next_position();
         let (index, offset) = (GEOMETRY.segment_of(position), GEOMETRY.offset_of(position));
-        let end = offset + count as usize * (len + 48);
+        let end = offset + count as usize * record_stride(len);
         // Neither a roll nor an index entry: that would be stored after the commit.
         let segment = Segment::open(self.writer().queue(), index, true).unwrap();
         let entry = segment.index_entry(offset / INDEX_BLOCK_BYTES);
@@ -463,6 +464,13 @@ impl Story {
         self.open();
         assert_eq!(self.writer().next_sequence(), first);
         self.append_many(count, len);
+        tap(|tap| {
+            let disk = tap.disk.as_mut().unwrap();
+            disk.look();
+            for _ in 0..4 {
+                tap.images.push((disk.image(), tap.truth.clone()));
+            }
+        });
     }
 }
 

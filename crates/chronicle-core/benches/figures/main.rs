@@ -44,6 +44,9 @@ fn main() {
         }
     }
     std::fs::create_dir_all(&run.dir).expect("create --dir");
+    if names.len() > 1 {
+        tool::die_with_parent();
+    }
     let page = names.get(1).map(PathBuf::from).unwrap_or_default();
     let report = match names.first().and_then(|name| name.to_str()) {
         Some("append") => append::measure(&run),

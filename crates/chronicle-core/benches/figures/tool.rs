@@ -24,19 +24,32 @@ impl Run {
     /// A directory for one queue, empty and removed when dropped.
     pub fn scratch(&self, name: &str) -> Scratch {
         let path = self.dir.join(name);
-        let _ = std::fs::remove_dir_all(&path);
-        Scratch(path)
+        let scratch = Scratch(path);
+        scratch.remove();
+        scratch
     }
 }
 
 /// A path that is removed when dropped, with all below it.
 pub struct Scratch(pub PathBuf);
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
+impl Scratch {
+    fn remove(&self) {
         let _ = std::fs::remove_dir_all(&self.0);
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Ends this process when its parent ends.
+pub fn die_with_parent() {
+    // SAFETY: plain numbers; changes only what becomes of this process.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
 /// Pins the calling thread. On a machine with one core that is the first for everybody.

@@ -363,7 +363,7 @@ impl<'a> Checker<'a> {
         };
         let first_sequence = match &self.walk {
             Some((_, before)) => before.sequence,
-            None => self.first_sequence_of(&segment),
+            None => self.first_sequence_of(&segment)?,
         };
         let demand = Demand {
             crc: queue.has_checksums(),
@@ -400,10 +400,22 @@ impl<'a> Checker<'a> {
 
     /// The number of the first record of the segment that the check begins with. Its header is certain only if it was flushed; before
     /// that a record with a good checksum knows better.
-    fn first_sequence_of(&self, segment: &Segment) -> u64 {
+    ///
+    /// # Errors
+    /// `Corrupt` if a header that was flushed contradicts the record behind it: to go on by either could use numbers again.
+    fn first_sequence_of(&self, segment: &Segment) -> Result<u64> {
         let header = segment.first_sequence();
         if self.is_durable(segment.index) {
-            return header.max(1);
+            let data_offset = segment.geometry.data_offset();
+            if self.durable > segment.geometry.position(segment.index, data_offset)
+                && let Slot::Record(record) = segment.slot(data_offset)
+                && record.sequence != header
+                && (!self.queue.has_checksums() || segment.crc_holds(&record))
+            {
+                let why = format!("segment starts with sequence={header}, its first record is {}", record.sequence);
+                return Err(self.queue.corrupt(segment.geometry.position(segment.index, 0), why));
+            }
+            return Ok(header.max(1));
         }
         if self.queue.has_checksums()
             && let Slot::Record(record) = segment.slot(segment.geometry.data_offset())
@@ -411,9 +423,9 @@ impl<'a> Checker<'a> {
             && (1..SEQUENCE_LIMIT).contains(&record.sequence)
             && segment.crc_holds(&record)
         {
-            return record.sequence;
+            return Ok(record.sequence);
         }
-        if header > 0 { header } else { self.fresh_sequence(segment.index) }
+        Ok(if header > 0 { header } else { self.fresh_sequence(segment.index) })
     }
 
     /// The number to go on with in a segment of which nothing is left: never one that was flushed, and the
