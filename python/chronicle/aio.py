@@ -26,7 +26,7 @@ class Pollable(Protocol[M_co]):
 
 
 class Messages(Generic[M_co]):
-    """The asynchronous iterator of a reader. Never ends by itself: break out, or cancel the task."""
+    """The asynchronous iterator of a reader. Never ends by itself: break out, or cancel."""
 
     def __init__(self, reader: Pollable[M_co]) -> None:
         self._reader = reader

@@ -62,7 +62,7 @@ class ChronicleError(Exception):
         self.__dict__.update(attributes)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process boundaries (multiprocessing, concurrent.futures) with their attributes.
+        # Errors cross process boundaries (multiprocessing, futures) with their attributes.
         return (type(self), self.args, dict(self.__dict__))
 
 

@@ -69,7 +69,6 @@ from chronicle.errors import DecodeError, SchemaMismatch
 from chronicle.values import Value
 
 if TYPE_CHECKING:
-    from decimal import Decimal
     from typing import Self
 
     import numpy as np
@@ -153,7 +152,7 @@ class Array(Value):
         Elements, at least 1.
     """
 
-    __slots__ = ("number", "count")
+    __slots__ = ("number", "count")  # noqa: RUF023  (the order of the fields)
     number: Number
     count: int
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from chronicle import _core
+from chronicle._core import inspect
 from chronicle.errors import FormatError, SchemaMismatch
 from chronicle.message import MessageBase, message_from_schema
 
@@ -24,6 +24,7 @@ _SCHEMA_BYTES_MAX = 64 << 20
 
 
 def read_schema(path: Path) -> dict[int, type[MessageBase]]:
+    """Return the stored classes by type id; none if there is no file. Nothing in it is trusted."""
     file = path / SCHEMA_FILE
     try:
         # Not blocking: somebody may have put a pipe there.
@@ -47,7 +48,8 @@ def read_schema(path: Path) -> dict[int, type[MessageBase]]:
         ) from None
     if version != _SCHEMA_VERSION:
         raise FormatError(
-            f"'{file}' cannot be read by this version: version={version} expected={_SCHEMA_VERSION}",
+            f"'{file}' cannot be read by this version: "
+            f"version={version} expected={_SCHEMA_VERSION}",
             field="version",
             found=str(version),
             expected=str(_SCHEMA_VERSION),
@@ -85,7 +87,7 @@ def merge_schema(
 
 
 def _write_schema(path: Path, types: Mapping[int, type[MessageBase]]) -> None:
-    facts = _core.inspect(path)
+    facts = inspect(path)
     document = {
         "version": _SCHEMA_VERSION,
         "queue_id": facts["queue_id"],

@@ -1,7 +1,7 @@
 """`Value`: small immutable objects that compare by their fields.
 
-What a frozen `dataclasses.dataclass` with slots gives, without its import, which pulls in `inspect`,
-`ast` and `re`, and costs more than all of this package; see docs/internals/decisions.md.
+What a frozen `dataclasses.dataclass` with slots gives, without its import, which pulls in
+`inspect`, `ast` and `re`, and costs more than all of this package; see docs/internals/decisions.md.
 """
 
 from __future__ import annotations

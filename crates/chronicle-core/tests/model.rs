@@ -575,10 +575,12 @@ impl World {
         };
         let (before, first_before) = (handle.floor_segment(), side.model.first);
         let report = retention::apply(handle, &policy).unwrap();
-        assert_eq!(report.segments_deleted, report.floor_segment - before);
+        // More files than the floor has moved by: a provisioner whose writer was closed may have published a segment that the
+        // next writer has long passed.
+        assert!(report.segments_deleted >= report.floor_segment - before);
         DELETED.fetch_add(report.segments_deleted, Ordering::Relaxed);
         assert!(report.floor_segment <= report.allowed_segment.max(before));
-        assert!(segments != 0 || report.segments_deleted == 0);
+        assert!(segments != 0 || report.floor_segment == before);
         let info = inspect::info(&side.path).unwrap();
         let kept: Vec<_> = info.segments.iter().filter(|s| s.first_sequence != 0).collect();
         assert_eq!(kept[0].index, report.floor_segment);
