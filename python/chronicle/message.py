@@ -413,7 +413,8 @@ class MessageBase:
         }
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
+        # A class that was rebuilt from a stored schema is another type with the same messages.
+        if not isinstance(other, MessageBase) or other.schema != self.schema:
             return NotImplemented
         mine, its = self.as_dict(), other.as_dict()
         return bool(mine == its)

@@ -199,10 +199,10 @@ def test_what_has_no_buffer_is_a_type_error(path: Path, payload: Any):
         assert writer.next_seq == 1
 
 
-@pytest.mark.parametrize("type_id", [-1, 65_536, 1 << 40])
+@pytest.mark.parametrize("type_id", [-1, 0, 65_536, 1 << 40])
 def test_a_type_id_out_of_range_is_refused(path: Path, type_id: int):
     with publisher(path) as writer:
-        with pytest.raises((OverflowError, chronicle.BadArgument)):
+        with pytest.raises(chronicle.BadArgument):
             writer.append(type_id, b"x")
         assert writer.next_seq == 1
 
@@ -244,7 +244,7 @@ def test_a_timestamp_may_be_given(path: Path):
 @pytest.mark.parametrize("bad", [-1, 1 << 64, 1.5, "now"])
 def test_a_timestamp_that_is_no_u64_is_refused(path: Path, bad: Any):
     with publisher(path) as writer:
-        with pytest.raises((OverflowError, TypeError, chronicle.BadArgument)):
+        with pytest.raises((TypeError, chronicle.BadArgument)):
             writer.append(1, b"x", timestamp_ns=bad)
         assert writer.next_seq == 1
 

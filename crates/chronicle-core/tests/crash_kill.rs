@@ -741,6 +741,29 @@ fn recovery_after_power_loss(fire: &mut Fire, aim: &str) {
     std::fs::remove_dir_all(&alone).unwrap();
 }
 
+/// Retention runs while the last full segment has no marker yet. Whoever stands at its end, unregistered, must get on.
+fn retention_before_recovery(fire: &mut Fire) {
+    fire.scenario = "retention before recovery";
+    let mut life = Life::start(fire, false);
+    // The registered reader would hold the segment.
+    drop(std::mem::replace(
+        &mut life.live,
+        Reader::open(&life.orders.queue, None, Start::Earliest).unwrap(),
+    ));
+    let sleeper = life.sleeper.get_or_insert_with(|| Sleeper::start(&life.orders.queue));
+    let n = 1 + fire.rng.below(3);
+    let orders = Orders { seed: fire.rng.next(), operations: 300, ..life.orders.clone() };
+    fire.run(&orders, &life.board, &format!("roll.tail:{n}"));
+    let queue = QueueDir::open(&life.orders.queue, true).unwrap();
+    let all = RetentionPolicy { bytes_max: Some(SEGMENT_BYTES), age_ns_max: None };
+    retention::apply(&queue, &all).unwrap();
+    let mut writer = Writer::open(&life.orders.queue, &options(false)).unwrap();
+    append(&mut writer, 10);
+    sleeper.must_see(writer.next_sequence() - 1);
+    drop(writer);
+    life.end();
+}
+
 fn rarest_of_recovery(fire: &mut Fire, points: &[String]) -> String {
     let rng = &mut fire.rng;
     let kills = |name: &str| fire.kills.get(name).copied().unwrap_or(0);
@@ -837,6 +860,7 @@ fn main() {
     let start = Instant::now();
     while fire.total() < goal {
         match fire.rng.below(12) {
+            0 if fire.rng.chance(2) => retention_before_recovery(&mut fire),
             0 => creation(&mut fire, goal),
             1 | 2 => {
                 let aim = rarest_of_recovery(&mut fire, &points);

@@ -84,6 +84,7 @@ impl FanInReader {
 
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.with(py, |inner| {
+            inner.fan.check_owner().map_err(to_py)?;
             inner.fan.commit();
             Ok(())
         })

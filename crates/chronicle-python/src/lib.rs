@@ -9,6 +9,7 @@ mod errors;
 mod fanin;
 mod floor;
 mod message;
+mod numbers;
 mod owned;
 mod provision;
 mod reader;

@@ -93,6 +93,7 @@ impl QueueReader {
 
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.with(py, |inner| {
+            inner.reader.check_owner().map_err(to_py)?;
             inner.reader.commit();
             Ok(())
         })

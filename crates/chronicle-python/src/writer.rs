@@ -1,6 +1,7 @@
 //! `QueueWriter`: the one writer of a queue.
 
 use crate::errors::{raise, to_py};
+use crate::numbers::{TimestampNs, TypeId};
 use crate::owned::Owned;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::{Options, Writer};
@@ -66,10 +67,11 @@ impl QueueWriter {
     fn append(
         &self,
         py: Python<'_>,
-        type_id: u16,
+        type_id: TypeId,
         payload: &Bound<'_, PyAny>,
-        timestamp_ns: Option<u64>,
+        timestamp_ns: Option<TimestampNs>,
     ) -> PyResult<u64> {
+        let (type_id, timestamp_ns) = (type_id.0, timestamp_ns.map(|t| t.0));
         self.inner.with(py, |writer| {
             if let Ok(bytes) = payload.cast_exact::<PyBytes>() {
                 return writer.append(type_id, bytes.as_bytes(), timestamp_ns).map_err(to_py);
@@ -83,11 +85,12 @@ impl QueueWriter {
     fn _append_many(
         &self,
         py: Python<'_>,
-        type_id: u16,
+        type_id: TypeId,
         payloads: PyBuffer<u8>,
         len_bytes: usize,
-        timestamp_ns: Option<u64>,
+        timestamp_ns: Option<TimestampNs>,
     ) -> PyResult<u64> {
+        let (type_id, timestamp_ns) = (type_id.0, timestamp_ns.map(|t| t.0));
         let bytes = bytes_of(&payloads)?;
         self.inner.with(py, |writer| {
             py.detach(|| writer.append_many(type_id, bytes, len_bytes, timestamp_ns)).map_err(to_py)
@@ -111,6 +114,10 @@ impl QueueWriter {
             type_ids: items_of(&type_ids)?,
             timestamps_ns: timestamps_ns.as_ref().map_or(Ok(&[][..]), items_of)?,
         };
+        if batch.type_ids.contains(&0) {
+            let text = "bad batch: found=a type_id of 0 expected=1 to 65535; 0 is reserved";
+            return Err(raise("BadArgument", text.to_owned(), &[]));
+        }
         self.inner.with(py, |writer| py.detach(|| writer.append_mixed(batch)).map_err(to_py))
     }
 

@@ -30,9 +30,9 @@ struct Sizes {
 
 fn sizes(run: &Run) -> Sizes {
     Sizes {
-        rounds: run.size(7, 1),
-        batches: run.size(1_000, 10) as u64,
-        messages: run.size(300_000, 1_000) as u64,
+        rounds: run.size(60, 2),
+        batches: run.size(200, 10) as u64,
+        messages: run.size(50_000, 1_000) as u64,
         rate_per_s: 100_000,
     }
 }

@@ -73,8 +73,7 @@ pub fn measure_seek(run: &Run) -> Report {
         random ^= random << 17;
         let wanted = random % count + 1;
         let is_time = i % 2 == 1;
-        let start =
-            if is_time { Start::Time(wanted * 10 - 3) } else { Start::Sequence(wanted) };
+        let start = if is_time { Start::Time(wanted * 10 - 3) } else { Start::Sequence(wanted) };
         let before = ticks();
         reader.seek(start).expect("seek");
         let took_ns = ((ticks() - before) as f64 * ns) as u64;

@@ -65,7 +65,6 @@ pub fn pin(core: usize) {
     assert_eq!(rc, 0, "cannot pin to core {core}");
 }
 
-
 /// The common clock of all cores and processes: the time-stamp counter where there is one.
 #[inline(always)]
 pub fn ticks() -> u64 {

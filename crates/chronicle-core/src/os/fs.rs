@@ -51,7 +51,9 @@ impl Dir {
 
     pub fn subdir(&self, name: &str) -> Result<Self> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-        let fd = self.openat(name, flags, 0).map_err(|e| Error::io("open directory", self.join(name), e))?;
+        let fd = self
+            .openat(name, flags, 0)
+            .map_err(|e| Error::io("open directory", self.join(name), e))?;
         Ok(Self { fd, path: self.path.join(name) })
     }
 
@@ -95,7 +97,8 @@ impl Dir {
 
     /// Opens for reading and writing; creates the file if it is not there.
     pub fn open_or_create(&self, name: &str, mode: u32) -> Result<File> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let flags =
+            libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
         self.openat(name, flags, mode)
             .map(File::from)
             .map_err(|e| Error::io("create", self.join(name), e))
@@ -195,6 +198,20 @@ pub fn file_len(file: &File) -> io::Result<u64> {
 /// Most bytes that one `fallocate` is asked for. A signal ends the call and undoes it (a tmpfs does so), and Python installs its
 /// handlers without SA_RESTART: under a fast timer a long call would never come to its end.
 const ALLOCATE_BYTES_MAX: u64 = 4 << 20;
+
+/// What the file takes on its file system.
+pub fn allocated_bytes(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.blocks() * 512)
+}
+
+/// Whether the file lives in memory.
+pub fn is_tmpfs(file: &File) -> io::Result<bool> {
+    // SAFETY: `statfs` is plain data, filled by the call.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: our own descriptor, a valid out pointer.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) })?;
+    Ok(stat.f_type == libc::TMPFS_MAGIC)
+}
 
 /// Makes the file `len` bytes long with all blocks allocated, or fails (ENOSPC) with nothing promised.
 pub fn allocate(file: &File, len: u64) -> io::Result<()> {

@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
+/// Of x86-64, and of aarch64 with pages of 4 KiB.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// A shared mapping of the first `len` bytes of a file. Unmapped when dropped.
 pub struct Map {
     base: NonNull<u8>,
@@ -24,14 +27,7 @@ impl Map {
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -61,9 +57,14 @@ impl Map {
     /// Enters every page into the page table, so that no later access faults. For writable maps the pages are
     /// made writable (and allocated, so a full disk shows here: ENOSPC, ENOMEM or EFAULT).
     pub fn populate(&self) -> io::Result<()> {
-        let advice = if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        self.populate_bytes(self.len)
+    }
+
+    fn populate_bytes(&self, len: usize) -> io::Result<()> {
+        let advice =
+            if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
         // SAFETY: the range is ours; populating does not change contents.
-        let rc = unsafe { libc::madvise(self.base().cast(), self.len, advice) };
+        let rc = unsafe { libc::madvise(self.base().cast(), len, advice) };
         if rc == 0 {
             return Ok(());
         }
@@ -73,17 +74,23 @@ impl Map {
         }
         // Before Linux 5.14 there is no such advice: touch the pages. They are allocated already (fallocate), so
         // this reads only; the first store to each page then costs a minor fault.
-        for offset in (0..self.len).step_by(super::super::layout::PAGE_BYTES) {
+        for offset in (0..len).step_by(super::super::layout::PAGE_BYTES) {
             // SAFETY: inside the mapping; volatile so that the read is not optimised away.
             unsafe { self.base().add(offset).read_volatile() };
         }
         Ok(())
     }
 
-    /// Asks for large pages. A hint: what the kernel makes of it depends on the file system.
-    pub fn advise_huge(&self) {
-        // SAFETY: advice does not change contents.
+    /// Asks for large pages, and tells whether the first page became one. They come only from a tmpfs that was mounted to give
+    /// them (`huge=advise`, `within_size` or `always`), only while a file is new, and make populating it many times cheaper.
+    pub fn try_huge(&self, file: &File) -> io::Result<bool> {
+        if self.len < HUGE_PAGE_BYTES || !super::fs::is_tmpfs(file)? {
+            return Ok(false);
+        }
+        // SAFETY: advice does not change contents. A kernel without large pages refuses it, which shows below.
         unsafe { libc::madvise(self.base().cast(), self.len, libc::MADV_HUGEPAGE) };
+        self.populate_bytes(super::super::layout::PAGE_BYTES)?;
+        Ok(super::fs::allocated_bytes(file)? >= HUGE_PAGE_BYTES as u64)
     }
 
     /// Writes the range back and waits for the device.

@@ -6,7 +6,7 @@ use crate::layout::*;
 use crate::os::{clock, fs, fs::Dir, map::Map, process};
 use crate::queue::durable;
 use crate::queue::options::Options;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, prefetch_write};
 use std::fs::File;
 use std::mem::size_of;
 use std::path::Path;
@@ -146,6 +146,14 @@ impl QueueDir {
         entry.timestamp_max.store(timestamp_max, Ordering::Relaxed);
         failpoint::hit("table.half_sealed");
         entry.end_offset.store(end_offset as u64, Ordering::Release);
+    }
+
+    /// Asks for the lines that a roll to `segment` stores into.
+    pub fn prefetch_roll(&self, segment: u64) {
+        prefetch_write(std::ptr::from_ref(self.table_slot(segment)).cast());
+        prefetch_write(std::ptr::from_ref(self.table_slot(segment.wrapping_sub(1))).cast());
+        prefetch_write(std::ptr::from_ref(&self.control().tail_segment).cast());
+        prefetch_write(std::ptr::from_ref(&self.control().rolls).cast());
     }
 
     pub fn has_checksums(&self) -> bool {

@@ -2,13 +2,20 @@
 //!
 //! Each writer and reader has an [`Endpoint`]: a slot with the next segment, mapped and prefaulted, and slots for the mappings it has
 //! left behind. A [`Provisioner`] is one thread that fills the one and empties the others. The hot side only exchanges
-//! pointers; it never waits, and where the worker is late it does the work itself and counts that.
+//! pointers; where the worker is late it does the work itself, or waits for it if it has begun, and counts that.
 //!
 //! # When both do the same work
 //!
-//! The worker and an inline roll may prepare the same segment. Whoever renames first has made the file, the other opens it, and both
+//! A writer that is faster than its worker would build each segment beside it, and both would take twice as long. So
+//! one of them marks that it builds, and the other waits (an inline roll) or comes back later (a worker).
+//!
+//! Workers and readers' rolls may still prepare the same segment. Whoever renames first has made the file, the other opens it, and both
 //! mappings are good. What the worker then leaves in the slot is not wanted any more; it takes it back itself, because it would keep the
 //! wanted segment out and so make the next roll late as well. Everything else goes through slots (P5 in [`crate::protocol`]).
+//!
+//! # Orderings
+//! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in `try_building`. Who may build sees what the
+//!   one before has left in the slot.
 
 use crate::error::Result;
 use crate::os::process;
@@ -19,7 +26,7 @@ use crate::queue::retention::{self, RetentionPolicy};
 use crate::queue::segment::Segment;
 use crate::queue::writer::Writer;
 use crate::queue::{durable, seek};
-use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, prefetch_write};
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,6 +43,9 @@ const MISSING_PER_CLIENT: Duration = Duration::from_micros(100);
 const MISSING_MIN: Duration = IDLE;
 const MISSING_MAX: Duration = Duration::from_millis(20);
 
+/// How long an inline roll sleeps between looks at a worker that is building its segment.
+const LATE_NAP: Duration = Duration::from_micros(50);
+
 /// Where a hot writer or reader and the worker meet.
 pub struct Endpoint {
     queue: Arc<QueueDir>,
@@ -47,6 +57,8 @@ pub struct Endpoint {
     /// Workers that serve this endpoint; normally 0 or 1.
     attached: AtomicU32,
     closed: AtomicU32,
+    /// 1 while somebody builds the wanted segment. B1.
+    building: AtomicU32,
     /// Mappings that the hot side had to unmap itself, and segments it had to open itself, while a worker was attached.
     late: AtomicU64,
     errors: AtomicU64,
@@ -62,6 +74,7 @@ impl Endpoint {
             retired: Default::default(),
             attached: AtomicU32::new(0),
             closed: AtomicU32::new(0),
+            building: AtomicU32::new(0),
             late: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
@@ -104,6 +117,32 @@ impl Endpoint {
         }
         // Relaxed: a counter for people.
         self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Asks for the lines that a roll stores into.
+    pub fn prefetch(&self) {
+        prefetch_write(std::ptr::from_ref(&self.ready).cast());
+        prefetch_write(std::ptr::from_ref(&self.retired).cast());
+        prefetch_write(std::ptr::from_ref(&self.wanted).cast());
+    }
+
+    fn try_building(&self) -> Option<Building<'_>> {
+        // Relaxed on failure: nothing is read then.
+        let free = self.building.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
+        free.is_ok().then_some(Building(self))
+    }
+
+    /// For an inline roll: keeps the worker from building what the caller builds; if the worker is at it, waits for it and gives
+    /// what it has built. Waits as long as that takes: building it twice at once would take longer.
+    pub fn build_alone(&self, index: u64) -> (Building<'_>, Option<Arc<Segment>>) {
+        loop {
+            if let Some(building) = self.try_building() {
+                // The worker may have finished since the caller looked.
+                let ready = if self.ready.is_full() { self.take_ready(index) } else { None };
+                return (building, ready);
+            }
+            std::thread::sleep(LATE_NAP);
+        }
     }
 
     /// Says which segment comes next.
@@ -155,6 +194,10 @@ impl Endpoint {
             drop(self.ready.put::<Strong>(segment));
             return Ok(worked);
         }
+        let Some(_building) = self.try_building() else {
+            // An inline roll is at it.
+            return Ok(worked);
+        };
         let prepared = if self.is_writer {
             Segment::prepare(&self.queue, wanted).map(Some)
         } else {
@@ -189,6 +232,16 @@ impl Endpoint {
             worked |= slot.take::<Strong>().is_some();
         }
         worked
+    }
+}
+
+/// The right to build the wanted segment.
+pub struct Building<'a>(&'a Endpoint);
+
+impl Drop for Building<'_> {
+    fn drop(&mut self) {
+        // B1.
+        self.0.building.store(0, Ordering::Release);
     }
 }
 

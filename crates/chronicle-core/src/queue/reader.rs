@@ -12,7 +12,7 @@ use crate::queue::options::Start;
 use crate::queue::provision::Endpoint;
 use crate::queue::seek::{self, Place};
 use crate::queue::segment::{RawRecord, Segment, Slot, slot_at};
-use crate::sync::Arc;
+use crate::sync::{Arc, prefetch_read};
 use crate::wait::WaitTarget;
 use std::path::Path;
 
@@ -60,12 +60,15 @@ pub struct RecordRun {
 }
 
 /// One reader of one queue. `Send`, not `Sync`: one thread at a time.
+///
+/// In this order: what `next` touches stands in one line.
+#[repr(C)]
 pub struct Reader {
     base: *const u8,
     offset: usize,
-    geometry: Geometry,
     /// Expected of the next record.
     sequence: u64,
+    geometry: Geometry,
     verify: bool,
     /// Set where messages before the next record may be missing for a known reason.
     gap: Option<GapReason>,
@@ -158,6 +161,14 @@ impl Reader {
         self.offset = raw.end();
         // Wrapping: only a damaged file holds the highest number, and then no record follows it.
         self.sequence = raw.sequence.wrapping_add(1);
+    }
+
+    /// Asks for the record behind `raw`: for its header and the first of its payload.
+    #[inline(always)]
+    pub(crate) fn prefetch_behind(&self, raw: &RawRecord) {
+        let next = self.base.wrapping_add(raw.end());
+        prefetch_read(next);
+        prefetch_read(next.wrapping_add(64));
     }
 
     /// Checks a record that is not plainly the expected one.
@@ -298,6 +309,18 @@ impl Reader {
         {
             cursor.commit(self.sequence, self.position());
         }
+    }
+
+    /// Whether this process opened the reader, and not the parent that it was forked from.
+    ///
+    /// # Errors
+    /// `Forked`.
+    #[inline(always)]
+    pub fn check_owner(&self) -> Result<()> {
+        if self.fork_generation == process::fork_generation() {
+            return Ok(());
+        }
+        Err(ErrorKind::Forked.into())
     }
 
     /// Moves to another place. Does not commit: the cursor stays until the next commit.

@@ -5,7 +5,7 @@ use crate::failpoint;
 use crate::layout::*;
 use crate::os::map::Map;
 use crate::queue::dir::{self, QueueDir, crc_of, expect, expect_magic};
-use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, prefetch_write};
 
 pub fn file_name(index: u64) -> String {
     format!("{index:020}.seg")
@@ -179,11 +179,18 @@ impl Segment {
         let file = queue.segments.create_new(tmp, queue.file_mode)?;
         failpoint::hit("segment.created");
         let bytes = queue.geometry.segment_bytes() as u64;
-        dir::allocate(&queue.segments, tmp, &file, bytes)?;
-        failpoint::hit("segment.allocated");
+        let full_or = |e| dir::full_or(e, &queue.segments, tmp, bytes);
+        file.set_len(bytes).map_err(full_or)?;
         let map = dir::map_exact(&queue.segments, tmp, &file, bytes, true)?;
         let segment = Self { index, geometry: queue.geometry, map };
+        // `fallocate` takes small pages on a tmpfs that waits for advice about large ones, and what is there stays.
+        if segment.map.try_huge(&file).map_err(full_or)? {
+            segment.populate(queue)?;
+        }
+        dir::allocate(&queue.segments, tmp, &file, bytes)?;
+        failpoint::hit("segment.allocated");
         segment.populate(queue)?;
+
         let mut header = SegmentHeader {
             magic: SEGMENT_MAGIC,
             version: FORMAT_VERSION,
@@ -199,6 +206,15 @@ impl Segment {
         unsafe { segment.base().cast::<SegmentHeader>().write(header) };
         failpoint::hit("segment.header");
         Ok(Arc::new(segment))
+    }
+
+    /// Asks for the lines that a writer stores into when it enters.
+    pub fn prefetch(&self) {
+        let data = self.base().wrapping_add(self.geometry.data_offset());
+        prefetch_write(self.base());
+        prefetch_write(self.base().wrapping_add(PAGE_BYTES));
+        prefetch_write(data);
+        prefetch_write(data.wrapping_add(64));
     }
 
     /// The writer enters: from now on the segment counts. Stores only.

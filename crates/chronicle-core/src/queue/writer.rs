@@ -9,8 +9,8 @@ use crate::failpoint;
 use crate::layout::*;
 use crate::os::{clock, clock::Clock, fs, fs::ByteLock, futex, process};
 use crate::protocol::{self, Strong};
-use crate::queue::durable;
 use crate::queue::dir::{self, LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
+use crate::queue::durable;
 use crate::queue::options::Options;
 use crate::queue::provision::Endpoint;
 use crate::queue::recovery::{self, RecoveryReport};
@@ -44,6 +44,8 @@ pub struct Writer {
     fork_generation: u64,
     queue: Arc<QueueDir>,
     segment: Arc<Segment>,
+    /// The next segment, taken from the endpoint shortly before the roll.
+    next: Option<Arc<Segment>>,
     endpoint: Arc<Endpoint>,
     recovery: RecoveryReport,
     _lock: ByteLock,
@@ -113,6 +115,7 @@ impl Writer {
             fork_generation: process::fork_generation(),
             endpoint: Arc::new(Endpoint::new(Arc::clone(&queue), true, tail.segment.index + 1)),
             segment: tail.segment,
+            next: None,
             recovery: tail.report,
             queue,
             _lock: lock,
@@ -147,7 +150,11 @@ impl Writer {
             self.head.commit_word().store_len(payload.len());
         }
         failpoint::hit("append.committed");
-        let sequence = self.head.advance(stride, timestamp_ns, &self.segment);
+        if self.head.offset >= self.head.index_due {
+            self.index();
+        }
+        let sequence = self.head.sequence;
+        self.head.step(stride, timestamp_ns);
         self.ring();
         Ok(sequence)
     }
@@ -166,7 +173,11 @@ impl Writer {
     ) -> Result<u64> {
         let first = self.head.sequence;
         if len == 0 || !payloads.len().is_multiple_of(len) {
-            return Err(Error::bad("batch", payloads.len(), format!("a multiple of the record length {len} > 0")));
+            return Err(Error::bad(
+                "batch",
+                payloads.len(),
+                format!("a multiple of the record length {len} > 0"),
+            ));
         }
         let timestamp_ns = timestamp_ns.unwrap_or_else(|| self.clock.now_ns());
         let mut run = Run::default();
@@ -208,7 +219,10 @@ impl Writer {
     ) -> Result<()> {
         let stride = record_stride(payload.len());
         let full = self.head.offset + stride > self.head.limit;
-        if full || run.bytes + stride > BATCH_BYTES_MAX || self.fork_generation != process::fork_generation() {
+        if full
+            || run.bytes + stride > BATCH_BYTES_MAX
+            || self.fork_generation != process::fork_generation()
+        {
             self.publish_run(run);
             if full || self.fork_generation != process::fork_generation() {
                 self.make_room(payload.len())?;
@@ -246,8 +260,37 @@ impl Writer {
         for entry in &run.entries[..run.entry_count] {
             self.head.index_due = write_index(&self.segment, entry);
         }
+        if run.entry_count > 0 {
+            self.prepare_roll();
+        }
         *run = Run::default();
         self.ring();
+    }
+
+    /// Indexes the record just committed.
+    #[cold]
+    #[inline(never)]
+    fn index(&mut self) {
+        self.head.index_due = write_index(&self.segment, &self.head.index_note());
+        self.prepare_roll();
+    }
+
+    /// In the segment's last block: takes the next segment, if the worker has it, and asks for the lines that the roll will store into.
+    /// They were last touched by other cores, or never; fetched one after another at the roll they would make it several
+    /// times as long as any other append.
+    fn prepare_roll(&mut self) {
+        if self.head.offset + INDEX_BLOCK_BYTES < self.head.limit {
+            return;
+        }
+        let index = self.segment.index + 1;
+        if self.next.is_none() && self.endpoint.is_ready() {
+            self.next = self.endpoint.take_ready(index);
+        }
+        if let Some(next) = &self.next {
+            next.prefetch();
+        }
+        self.queue.prefetch_roll(index);
+        self.endpoint.prefetch();
     }
 
     /// Wakes sleeping readers, if there are any. P2, P4.
@@ -275,7 +318,8 @@ impl Writer {
     /// Goes on in the next segment. The order of the stores is what recovery relies on: the marker comes last.
     fn roll(&mut self) -> Result<()> {
         let index = self.segment.index + 1;
-        let (next, inline) = match self.endpoint.take_ready(index) {
+        let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
+        let (next, inline) = match taken {
             Some(next) => (next, false),
             None => (self.prepare_inline(index)?, true),
         };
@@ -313,7 +357,11 @@ impl Writer {
         if self.queue.is_removed() {
             return Err(ErrorKind::QueueRemoved { path: self.queue.display() }.into());
         }
-        Segment::prepare(&self.queue, index)
+        // While a worker is at it, a second segment would only make both late.
+        let (building, built) = self.endpoint.build_alone(index);
+        let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok);
+        drop(building);
+        segment
     }
 
     /// Makes everything that was appended durable; returns the last durable sequence number. Blocks on the device.
@@ -355,7 +403,7 @@ impl Writer {
 
     /// Whether the next segment lies mapped and ready, so that the next roll makes no system call.
     pub fn is_provisioned(&self) -> bool {
-        self.endpoint.is_ready()
+        self.next.is_some() || self.endpoint.is_ready()
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
@@ -385,11 +433,9 @@ fn take_lock(queue: &QueueDir) -> Result<ByteLock> {
             queue.control().writer_pid.store(pid, Ordering::Relaxed);
             Ok(lock)
         }
-        Err(_) => Err(ErrorKind::WriterActive {
-            path: queue.display(),
-            pid: queue.writer_pid(),
+        Err(_) => {
+            Err(ErrorKind::WriterActive { path: queue.display(), pid: queue.writer_pid() }.into())
         }
-        .into()),
     }
 }
 
@@ -473,19 +519,12 @@ impl Head {
         self.timestamp_max = self.timestamp_max.max(timestamp_ns);
     }
 
-    /// Moves behind the record just committed, indexes it if it is due, and gives its sequence number.
-    #[inline(always)]
-    fn advance(&mut self, stride: usize, timestamp_ns: u64, segment: &Segment) -> u64 {
-        if self.offset >= self.index_due {
-            self.index_due = write_index(segment, &self.index_note());
-        }
-        let sequence = self.sequence;
-        self.step(stride, timestamp_ns);
-        sequence
-    }
-
     fn index_note(&self) -> IndexNote {
-        IndexNote { offset: self.offset, sequence: self.sequence, timestamp_max: self.timestamp_max }
+        IndexNote {
+            offset: self.offset,
+            sequence: self.sequence,
+            timestamp_max: self.timestamp_max,
+        }
     }
 }
 
