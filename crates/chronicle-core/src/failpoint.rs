@@ -40,7 +40,8 @@ mod armed {
         let Some(path) = std::env::var_os("CHRONICLE_FAIL_LOG") else { return };
         let line = format!("{name}\n");
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
+        let written =
+            file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
         // A test that misses a line would take the kill for another point's.
         assert!(written.is_ok(), "cannot write CHRONICLE_FAIL_LOG");
     }

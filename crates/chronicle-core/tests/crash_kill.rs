@@ -7,6 +7,8 @@
 //!
 //! `CHRONICLE_FIRE=full` for 5,000 kills, otherwise 500. `CHRONICLE_SEED` for another run.
 
+#![expect(clippy::print_stdout, reason = "what was killed and cut is the report")]
+
 mod fire;
 
 use chronicle_core::layout::Geometry;
@@ -31,7 +33,8 @@ use std::time::{Duration, Instant};
 
 /// Only to fail instead of hanging; far beyond what anything takes.
 const HANG: Duration = Duration::from_secs(120);
-const POLICY: RetentionPolicy = RetentionPolicy { bytes_max: Some(5 * SEGMENT_BYTES), age_ns_max: None };
+const POLICY: RetentionPolicy =
+    RetentionPolicy { bytes_max: Some(5 * SEGMENT_BYTES), age_ns_max: None };
 
 // --- The board ---
 
@@ -492,7 +495,8 @@ fn kill_at_point(fire: &mut Fire, life: &mut Life) -> End {
 
 /// A writer is killed between a commit and the wake-up that follows, while a reader sleeps.
 fn kill_before_wake(fire: &mut Fire, life: &mut Life) -> End {
-    let points = ["append.committed", "batch.committed", "ring.cleared", "ring.moved", "roll.marked"];
+    let points =
+        ["append.committed", "batch.committed", "ring.cleared", "ring.moved", "roll.marked"];
     let point = points[fire.rng.below(5) as usize];
     let n = fire.rng.small(8);
     let seed = fire.rng.next();
@@ -884,7 +888,12 @@ fn main() {
     println!("kills by scenario: {:?}", fire.kills_by_scenario);
     let missed: Vec<_> = points.iter().filter(|p| !fire.kills.contains_key(*p)).collect();
     let total = fire.total();
-    println!("{total} kills, {} of {} points, {:.0?}", fire.kills.len(), points.len(), start.elapsed());
+    println!(
+        "{total} kills, {} of {} points, {:.0?}",
+        fire.kills.len(),
+        points.len(),
+        start.elapsed()
+    );
     assert!(missed.is_empty(), "no kill at {missed:?}");
     std::fs::remove_dir_all(&dir).unwrap();
 }

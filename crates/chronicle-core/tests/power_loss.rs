@@ -11,10 +11,14 @@
 //!
 //! `CHRONICLE_FIRE=full` for 20,000 images, otherwise 2,000. `CHRONICLE_SEED` for another run.
 
+#![expect(clippy::print_stdout, reason = "what was killed and cut is the report")]
+
 mod fire;
 
 use chronicle_core::failpoint::{self, Event};
-use chronicle_core::layout::{CURSOR_MAGIC, ControlBlock, CursorBlock, Geometry, INDEX_BLOCK_BYTES, PAGE_BYTES, record_stride};
+use chronicle_core::layout::{
+    CURSOR_MAGIC, ControlBlock, CursorBlock, Geometry, INDEX_BLOCK_BYTES, PAGE_BYTES, record_stride,
+};
 use chronicle_core::queue::recovery::{Cut, RecoveryReport};
 use chronicle_core::queue::retention;
 use chronicle_core::queue::segment::{self, Segment};
@@ -30,7 +34,8 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Instant;
 
-const POLICY: RetentionPolicy = RetentionPolicy { bytes_max: Some(3 * SEGMENT_BYTES), age_ns_max: None };
+const POLICY: RetentionPolicy =
+    RetentionPolicy { bytes_max: Some(3 * SEGMENT_BYTES), age_ns_max: None };
 const GEOMETRY: Geometry = Geometry { segment_shift: SEGMENT_BYTES.trailing_zeros() };
 const CURSOR: &str = "readers/c.cursor";
 
@@ -177,7 +182,8 @@ impl Disk {
                 files.insert(name.clone(), Vec::new());
                 continue;
             }
-            let bytes = file.pages.iter().flat_map(|page| pick(page, taste, by_sector, rng)).collect();
+            let bytes =
+                file.pages.iter().flat_map(|page| pick(page, taste, by_sector, rng)).collect();
             files.insert(name.clone(), bytes);
         }
         files
@@ -213,7 +219,10 @@ fn read_files(root: &Path) -> Files {
         let Ok(entries) = std::fs::read_dir(root.join(dir)) else { continue };
         for entry in entries.map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
-            if entry.file_type().unwrap().is_file() && name != "writer.lock" && !name.ends_with(".tmp") {
+            if entry.file_type().unwrap().is_file()
+                && name != "writer.lock"
+                && !name.ends_with(".tmp")
+            {
                 let name = if dir.is_empty() { name } else { format!("{dir}/{name}") };
                 files.insert(name, std::fs::read(entry.path()).unwrap());
             }
@@ -290,7 +299,8 @@ impl Tap {
             Event::NamesSynced { path } => disk.names_synced(path),
             Event::Hit(name) => {
                 // Rare points are worth more than the many of an append.
-                let is_common = ["append", "fill", "batch", "index"].iter().any(|p| name.starts_with(p));
+                let is_common =
+                    ["append", "fill", "batch", "index"].iter().any(|p| name.starts_with(p));
                 if disk.rng.chance(if is_common { 100 } else { 4 }) {
                     disk.look();
                     // Before the control file is durable there is no queue.
@@ -509,8 +519,13 @@ fn count_words(bytes: &[u8], from: usize) -> u64 {
 /// The bytes behind a position that are not zero.
 fn bytes_behind(files: &Files, position: u64) -> u64 {
     let cut = GEOMETRY.segment_of(position);
-    let from = |i: u64| if i == cut { GEOMETRY.offset_of(position) } else { GEOMETRY.data_offset() };
-    segments(files).into_iter().filter(|(i, _)| *i >= cut).map(|(i, b)| count_words(b, from(i))).sum()
+    let from =
+        |i: u64| if i == cut { GEOMETRY.offset_of(position) } else { GEOMETRY.data_offset() };
+    segments(files)
+        .into_iter()
+        .filter(|(i, _)| *i >= cut)
+        .map(|(i, b)| count_words(b, from(i)))
+        .sum()
 }
 
 fn open(path: &Path, checksum: bool) -> Writer {
@@ -519,12 +534,25 @@ fn open(path: &Path, checksum: bool) -> Writer {
 
 /// The first number that retention cannot have taken in this image.
 fn first_kept(files: &Files, truth: &Truth, floor: u64) -> u64 {
-    let header = segments(files).into_iter().find(|(i, _)| *i == floor).map_or(0, |(_, b)| word(b, 48));
+    let header =
+        segments(files).into_iter().find(|(i, _)| *i == floor).map_or(0, |(_, b)| word(b, 48));
     // A header that did not reach the disk: then the segment was never flushed.
-    if floor == 0 { 1 } else if header == 0 { truth.flushed + 1 } else { header }
+    if floor == 0 {
+        1
+    } else if header == 0 {
+        truth.flushed + 1
+    } else {
+        header
+    }
 }
 
-fn check_prefix(path: &Path, files: &Files, truth: &Truth, next: u64, tally: &mut Tally) -> Vec<Seen> {
+fn check_prefix(
+    path: &Path,
+    files: &Files,
+    truth: &Truth,
+    next: u64,
+    tally: &mut Tally,
+) -> Vec<Seen> {
     assert!(next > truth.flushed, "next={next} but flushed={}", truth.flushed);
     let most = truth.committed.len() as u64;
     assert!(next <= most + 1, "next={next} but only {most} were ever written");
@@ -573,15 +601,18 @@ fn check_cut(files: &Files, truth: &Truth, report: &RecoveryReport) {
         let name = segment::file_name(index);
         let kept = cut.set_aside.iter().find(|p| p.contains(&name)).expect("a file that was kept");
         let kept = std::fs::read(kept).unwrap();
-        assert!(kept[GEOMETRY.data_offset()..] == bytes[GEOMETRY.data_offset()..], "{name} has changed");
+        assert!(
+            kept[GEOMETRY.data_offset()..] == bytes[GEOMETRY.data_offset()..],
+            "{name} has changed"
+        );
     }
 }
 
 /// The named reader goes on where it was, or is told that what it had read was cut off.
 fn check_cursor(path: &Path, files: &Files, next: u64, first: Option<u64>, tally: &mut Tally) {
     let Some(bytes) = files.get(CURSOR) else { return };
-    let is_placed = bytes.starts_with(&CURSOR_MAGIC)
-        && word(bytes, offset_of!(CursorBlock, pid)) >> 32 == 1;
+    let is_placed =
+        bytes.starts_with(&CURSOR_MAGIC) && word(bytes, offset_of!(CursorBlock, pid)) >> 32 == 1;
     let at = word(bytes, offset_of!(CursorBlock, next_sequence));
     let mut reader = Reader::open(path, Some("c"), Start::Resume).unwrap();
     if !is_placed {
@@ -594,7 +625,10 @@ fn check_cursor(path: &Path, files: &Files, next: u64, first: Option<u64>, tally
         let expected = if marked != 0 { marked.min(at).min(next) } else { next };
         let is_cut = matches!(told.kind(), ErrorKind::Gap { reason: GapReason::Cut, next, .. } if *next == expected);
         let is_gone = matches!(told.kind(), ErrorKind::Gap { reason: GapReason::Retention, .. });
-        assert!(is_cut || (is_gone && first.is_some_and(|f| f > expected)), "at={at} next={next}: {told}");
+        assert!(
+            is_cut || (is_gone && first.is_some_and(|f| f > expected)),
+            "at={at} next={next}: {told}"
+        );
         tally.cursors_behind += 1;
     } else if first.is_none_or(|first| at < first) {
         assert!(answer.is_err() || first.is_none(), "below the oldest message without a gap");
@@ -604,14 +638,25 @@ fn check_cursor(path: &Path, files: &Files, next: u64, first: Option<u64>, tally
 }
 
 /// Recovers an image, and checks that it can be lived with.
-fn check_image(path: &Path, files: &Files, truth: &Truth, checksum: bool, rng: &mut Rng, tally: &mut Tally) {
+fn check_image(
+    path: &Path,
+    files: &Files,
+    truth: &Truth,
+    checksum: bool,
+    rng: &mut Rng,
+    tally: &mut Tally,
+) {
     write_files(path, files);
     let mut writer = open(path, checksum);
     let report = writer.recovery().clone();
     let next = writer.next_sequence();
     tally.images += 1;
     tally.within_open += u64::from(truth.in_open);
-    if report.cut.is_some() { tally.cut += 1 } else { tally.whole += 1 }
+    if report.cut.is_some() {
+        tally.cut += 1
+    } else {
+        tally.whole += 1
+    }
     let mut all = check_prefix(path, files, truth, next, tally);
     check_cut(files, truth, &report);
     for sequence in next..next + 1 + rng.below(6) {
@@ -640,7 +685,13 @@ fn check_image(path: &Path, files: &Files, truth: &Truth, checksum: bool, rng: &
 }
 
 /// A recovery that is killed again and again ends where one that is left alone ends.
-fn check_killed_recovery(dir: &Path, files: &Files, checksum: bool, rng: &mut Rng, tally: &mut Tally) {
+fn check_killed_recovery(
+    dir: &Path,
+    files: &Files,
+    checksum: bool,
+    rng: &mut Rng,
+    tally: &mut Tally,
+) {
     let (alone, killed) = (dir.join("alone"), dir.join("killed"));
     write_files(&alone, files);
     write_files(&killed, files);
@@ -664,7 +715,10 @@ fn check_killed_recovery(dir: &Path, files: &Files, checksum: bool, rng: &mut Rn
         at += 1 + rng.below(step);
     };
     tally.killed_recoveries += 1;
-    assert_eq!((report.position, report.next_sequence), (expected.position, expected.next_sequence));
+    assert_eq!(
+        (report.position, report.next_sequence),
+        (expected.position, expected.next_sequence)
+    );
     let bare = |cut: &Option<Cut>, root: &Path| {
         let root = root.to_str().unwrap().to_owned();
         let names = |c: &Cut| c.set_aside.iter().map(|p| p.replace(&root, "")).collect::<Vec<_>>();

@@ -11,7 +11,7 @@ use pyo3::types::PyMemoryView;
 use std::cell::UnsafeCell;
 use std::ffi::c_int;
 
-const _: () = assert!(RECORD_HEADER_BYTES % RECORD_ALIGN == 0);
+const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 
 /// One message, in place: nothing was copied. Its bytes stay valid for as long as this object or a view of it lives, whatever
 /// happens to the reader, the queue or the file.

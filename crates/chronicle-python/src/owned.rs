@@ -43,13 +43,22 @@ fn try_mark_busy(busy: &AtomicU32) -> bool {
     busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
 }
 
-struct Entered<'a>(&'a AtomicU32);
+/// The right to use the state, until dropped.
+struct Entered<'a, T>(&'a Owned<T>);
 
-impl Drop for Entered<'_> {
+impl<T> Entered<'_, T> {
+    #[inline(always)]
+    fn state(&mut self) -> &mut State<T> {
+        // SAFETY: `busy` makes us the only one inside until we are dropped, and the borrow ends before that.
+        unsafe { &mut *self.0.state.get() }
+    }
+}
+
+impl<T> Drop for Entered<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         // B1.
-        self.0.store(0, Ordering::Release);
+        self.0.busy.store(0, Ordering::Release);
     }
 }
 
@@ -59,13 +68,8 @@ impl<T> Owned<T> {
     }
 
     #[inline(always)]
-    fn enter(&self, _attached: Python<'_>) -> PyResult<(Entered<'_>, &mut State<T>)> {
-        if !try_mark_busy(&self.busy) {
-            return Err(self.busy_error());
-        }
-        // SAFETY: `busy` makes us the only one until `Entered` is dropped, and the borrow of the state ends with it
-        // in every method below.
-        Ok((Entered(&self.busy), unsafe { &mut *self.state.get() }))
+    fn enter(&self, _attached: Python<'_>) -> PyResult<Entered<'_, T>> {
+        if try_mark_busy(&self.busy) { Ok(Entered(self)) } else { Err(self.busy_error()) }
     }
 
     /// Runs `f` on the value, alone.
@@ -74,7 +78,8 @@ impl<T> Owned<T> {
     /// `Busy` if another thread is using it, `Moved` or `Closed` if it is not here.
     #[inline(always)]
     pub fn with<R>(&self, py: Python<'_>, f: impl FnOnce(&mut T) -> PyResult<R>) -> PyResult<R> {
-        let (_entered, state) = self.enter(py)?;
+        let mut entered = self.enter(py)?;
+        let state = entered.state();
         match state {
             State::Present(value) => f(value),
             other => Err(self.absent_error(other)),
@@ -83,7 +88,8 @@ impl<T> Owned<T> {
 
     /// Takes the value out for another owner.
     pub fn take(&self, py: Python<'_>, new_owner: &'static str) -> PyResult<T> {
-        let (_entered, state) = self.enter(py)?;
+        let mut entered = self.enter(py)?;
+        let state = entered.state();
         if !matches!(state, State::Present(_)) {
             return Err(self.absent_error(state));
         }
@@ -95,8 +101,7 @@ impl<T> Owned<T> {
 
     /// Gives the value back.
     pub fn restore(&self, py: Python<'_>, value: T) -> PyResult<()> {
-        let (_entered, state) = self.enter(py)?;
-        *state = State::Present(value);
+        *self.enter(py)?.state() = State::Present(value);
         Ok(())
     }
 
@@ -106,7 +111,8 @@ impl<T> Owned<T> {
     where
         T: Send,
     {
-        let (_entered, state) = self.enter(py)?;
+        let mut entered = self.enter(py)?;
+        let state = entered.state();
         if matches!(state, State::Present(_)) {
             let old = std::mem::replace(state, State::Closed);
             py.detach(|| drop(old));
@@ -115,8 +121,7 @@ impl<T> Owned<T> {
     }
 
     pub fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
-        let (_entered, state) = self.enter(py)?;
-        Ok(!matches!(state, State::Present(_)))
+        Ok(!matches!(self.enter(py)?.state(), State::Present(_)))
     }
 
     #[cold]

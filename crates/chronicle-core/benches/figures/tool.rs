@@ -101,8 +101,12 @@ pub fn fresh_map(path: &Path, bytes: usize) -> Map {
     let _ = std::fs::remove_file(path);
     let file =
         OpenOptions::new().read(true).write(true).create_new(true).open(path).expect("create");
-    fs::allocate(&file, bytes as u64).expect("allocate");
+    file.set_len(bytes as u64).expect("size");
     let map = Map::new(&file, bytes, true).expect("map");
+    // Large pages where segments get them, so that the floor is no worse off.
+    if !map.try_huge(&file).expect("try") {
+        fs::allocate(&file, bytes as u64).expect("allocate");
+    }
     map.populate().expect("populate");
     map
 }

@@ -47,8 +47,7 @@ impl Default for Clock {
 impl Clock {
     pub fn new() -> Self {
         let ns_per_tick_q32 = calibration();
-        let resync_ticks =
-            if ns_per_tick_q32 == 0 { 0 } else { (RESYNC_NS << 32) / ns_per_tick_q32 };
+        let resync_ticks = (RESYNC_NS << 32).checked_div(ns_per_tick_q32).unwrap_or(0);
         Self { base_ns: wall_ns(), base_ticks: ticks(), resync_ticks, ns_per_tick_q32 }
     }
 

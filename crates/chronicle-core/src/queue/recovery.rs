@@ -24,8 +24,8 @@ use crate::layout::*;
 use crate::os::process;
 use crate::queue::dir::{self, QueueDir};
 use crate::queue::segment::{self, RawRecord, Segment, Slot};
-use crate::queue::{cursor, durable};
 use crate::queue::writer::{IndexNote, write_index};
+use crate::queue::{cursor, durable};
 use crate::sync::{Arc, Ordering};
 
 /// What was cut off after a power loss.
@@ -132,7 +132,13 @@ fn enter_first(queue: &QueueDir, segment: Arc<Segment>) -> Result<Tail> {
     Ok(tail(queue, segment, walk, true, None))
 }
 
-fn tail(queue: &QueueDir, segment: Arc<Segment>, walk: Walk, same_boot: bool, cut: Option<Cut>) -> Tail {
+fn tail(
+    queue: &QueueDir,
+    segment: Arc<Segment>,
+    walk: Walk,
+    same_boot: bool,
+    cut: Option<Cut>,
+) -> Tail {
     Tail {
         offset: walk.offset,
         next_sequence: walk.sequence,
@@ -276,7 +282,9 @@ fn first_to_check(queue: &QueueDir, present: &[u64]) -> Result<u64> {
         return Ok(floor);
     }
     if !present.contains(&durable_segment) {
-        return Err(ErrorKind::SegmentMissing { path: queue.display(), index: durable_segment }.into());
+        return Err(
+            ErrorKind::SegmentMissing { path: queue.display(), index: durable_segment }.into()
+        );
     }
     for &index in present.iter().filter(|&&i| i >= floor && i < durable_segment) {
         // What cannot be opened is for readers to report: it does not keep the writer from going on.
@@ -298,7 +306,8 @@ fn mend_durable(queue: &QueueDir, segment: &Segment, is_last: bool) -> Result<()
     if fine && !is_last {
         return Ok(());
     }
-    let mut walk = Walk { index_due: usize::MAX, ..Walk::start_of(segment, segment.first_sequence()) };
+    let mut walk =
+        Walk { index_due: usize::MAX, ..Walk::start_of(segment, segment.first_sequence()) };
     let end = walk.run(segment, Demand { crc: false, limit: usize::MAX });
     if is_last && matches!(end, End::Empty) {
         complete_roll(queue, segment, &walk)?;
@@ -412,7 +421,10 @@ impl<'a> Checker<'a> {
                 && record.sequence != header
                 && (!self.queue.has_checksums() || segment.crc_holds(&record))
             {
-                let why = format!("segment starts with sequence={header}, its first record is {}", record.sequence);
+                let why = format!(
+                    "segment starts with sequence={header}, its first record is {}",
+                    record.sequence
+                );
                 return Err(self.queue.corrupt(segment.geometry.position(segment.index, 0), why));
             }
             return Ok(header.max(1));
@@ -458,13 +470,18 @@ impl<'a> Checker<'a> {
         let position = queue.geometry.position(segment.index, walk.offset);
         let below_durable = self.is_durable(self.first) && position < self.durable;
         let (set_aside, bytes_discarded) = aside(queue, &segment, walk.offset)?;
-        let is_cut = !set_aside.is_empty() || below_durable || cursors_behind || hint > segment.index;
+        let is_cut =
+            !set_aside.is_empty() || below_durable || cursors_behind || hint > segment.index;
         let cut = is_cut.then(|| Cut {
             position,
             next_sequence: walk.sequence,
             bytes_discarded,
             set_aside,
-            why: if self.why.is_empty() { "what follows did not reach the disk".into() } else { self.why },
+            why: if self.why.is_empty() {
+                "what follows did not reach the disk".into()
+            } else {
+                self.why
+            },
             below_durable,
         });
         store_watermarks(queue, position, walk.sequence, cut.as_ref())?;
@@ -500,7 +517,12 @@ impl<'a> Checker<'a> {
 }
 
 /// Everything up to the cut is on disk: says so in the control block, and syncs that. The durable position may go back here.
-fn store_watermarks(queue: &QueueDir, position: u64, next_sequence: u64, cut: Option<&Cut>) -> Result<()> {
+fn store_watermarks(
+    queue: &QueueDir,
+    position: u64,
+    next_sequence: u64,
+    cut: Option<&Cut>,
+) -> Result<()> {
     let control = queue.control();
     control.tail_segment.store(queue.geometry.segment_of(position), Ordering::Release);
     failpoint::hit("recovery.hint");
@@ -665,7 +687,10 @@ impl Walk {
             .last();
         let first_sequence = segment.first_sequence();
         if first_sequence == 0 {
-            let why = format!("segment {} holds nothing, but the control block leads there", segment.index);
+            let why = format!(
+                "segment {} holds nothing, but the control block leads there",
+                segment.index
+            );
             return Err(queue.corrupt(geometry.position(segment.index, 0), why));
         }
         let Some(block) = last else {
@@ -694,7 +719,9 @@ impl Walk {
                 }
                 Slot::Roll => return End::Roll,
                 Slot::Bad(commit) => {
-                    return End::Untrusted(format!("commit word {commit:#x} does not fit the segment"));
+                    return End::Untrusted(format!(
+                        "commit word {commit:#x} does not fit the segment"
+                    ));
                 }
                 Slot::Record(record) => record,
             };

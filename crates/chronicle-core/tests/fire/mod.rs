@@ -12,7 +12,11 @@ pub const SEGMENT_BYTES: u64 = 1 << 16;
 
 /// The full size if `CHRONICLE_FIRE=full`, otherwise a tenth.
 pub fn scaled(full: usize) -> usize {
-    if std::env::var("CHRONICLE_FIRE").is_ok_and(|v| v == "full") { full } else { full.div_ceil(10) }
+    if std::env::var("CHRONICLE_FIRE").is_ok_and(|v| v == "full") {
+        full
+    } else {
+        full.div_ceil(10)
+    }
 }
 
 /// `CHRONICLE_SEED`, or the test's own.
@@ -83,7 +87,11 @@ pub fn timestamp(sequence: u64) -> u64 {
 
 pub fn check_record(sequence: u64, type_id: u16, found: &[u8]) {
     let expected = payload(sequence, type_id, found.len());
-    assert!(found == expected, "torn record: sequence={sequence} type={type_id} len={}", found.len());
+    assert!(
+        found == expected,
+        "torn record: sequence={sequence} type={type_id} len={}",
+        found.len()
+    );
 }
 
 /// One record of a scan.

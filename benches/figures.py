@@ -1,0 +1,215 @@
+"""The figures that the project promises, and what each is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Results = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One promise.
+
+    Attributes
+    ----------
+    name
+        Its key in `notes.toml`.
+    bound
+        Whether the judged value must be at most or at least `target`.
+    judged
+        Key of the value that is compared with the target.
+    measured, floor
+        Keys of what was measured and of what it was measured against, to be shown.
+    unit
+        Of `measured` and `floor`.
+    """
+
+    name: str
+    text: str
+    bound: Literal["max", "min"]
+    target: float
+    target_text: str
+    judged: str
+    measured: str
+    unit: str
+    floor: str | None = None
+
+    def value(self, results: Results) -> float | None:
+        """Return what is judged, if it was measured."""
+        return results.get(self.judged)
+
+    def is_met(self, results: Results) -> bool | None:
+        """Whether the promise holds; None if it was not measured."""
+        value = self.value(results)
+        if value is None:
+            return None
+        return value <= self.target if self.bound == "max" else value >= self.target
+
+
+FIGURES = (
+    Figure(
+        "one_way_rust",
+        "one-way latency between two cores, Rust to Rust, p50, against half a cache-line round trip",
+        "max",
+        2.5,
+        "≤ 2.5 ×",
+        "one_way_rust_p50_over_half_round_trip_ratio",
+        "one_way_rust_p50_median_ns",
+        "ns",
+        "cache_line_half_round_trip_median_ns",
+    ),
+    Figure(
+        "append_rust",
+        "append, Rust, no checksum, against copying the same bytes into fresh, prefaulted memory",
+        "max",
+        3.0,
+        "≤ 3 ×",
+        "append_rust_over_copy_ratio",
+        "append_rust_median_ns",
+        "ns",
+        "copy_floor_median_ns",
+    ),
+    Figure(
+        "append_python",
+        "append, Python, `bytes`, against an empty native call with the same arguments",
+        "max",
+        2.0,
+        "≤ 2 ×",
+        "append_python_over_empty_ratio",
+        "append_python_median_ns",
+        "ns",
+        "empty_append_python_median_ns",
+    ),
+    Figure(
+        "next_python",
+        "next + payload view, Python, against an empty native call",
+        "max",
+        3.0,
+        "≤ 3 ×",
+        "next_payload_python_over_empty_ratio",
+        "next_payload_python_median_ns",
+        "ns",
+        "empty_next_python_median_ns",
+    ),
+    Figure(
+        "throughput",
+        "sustained throughput, one writer, one reader, two cores, tmpfs",
+        "min",
+        15e6,
+        "≥ 15 million/s",
+        "throughput_append_median_per_s",
+        "throughput_append_median_per_s",
+        "/s",
+    ),
+    Figure(
+        "column_sum",
+        "column sum over one million typed records, Python",
+        "min",
+        100e6,
+        "≥ 100 million/s",
+        "column_sum_python_median_per_s",
+        "column_sum_python_median_per_s",
+        "/s",
+        "column_sum_floor_median_per_s",
+    ),
+    Figure(
+        "fan_in",
+        "fan-in cost per message, 512 active sources against 8",
+        "max",
+        3.0,
+        "≤ 3 ×",
+        "fan_in_512_over_8_ratio",
+        "fan_in_512_sources_median_ns",
+        "ns",
+        "fan_in_8_sources_median_ns",
+    ),
+    Figure(
+        "open",
+        "open for reading, 1,000 segments against 1 (the worst of four kinds of open)",
+        "max",
+        1.5,
+        "≤ 1.5 ×",
+        "open_many_over_1_worst_ratio",
+        "open_earliest_registered_many_segments_median_ns",
+        "ns",
+        "open_earliest_registered_1_segment_median_ns",
+    ),
+    Figure(
+        "seek_sequence",
+        "seek by sequence in 100 million messages, p50",
+        "max",
+        50_000,
+        "≤ 50 µs",
+        "seek_by_sequence_p50_ns",
+        "seek_by_sequence_p50_ns",
+        "ns",
+    ),
+    Figure(
+        "seek_time",
+        "seek by time in 100 million messages, p50",
+        "max",
+        50_000,
+        "≤ 50 µs",
+        "seek_by_time_p50_ns",
+        "seek_by_time_p50_ns",
+        "ns",
+    ),
+    Figure(
+        "roll",
+        "roll with provisioner: worst append at a roll against p99.9 elsewhere",
+        "max",
+        2.0,
+        "≤ 2 ×",
+        "append_at_roll_worst_over_p999_ratio",
+        "append_at_roll_worst_of_repetition_median_ns",
+        "ns",
+        "append_elsewhere_p999_ns",
+    ),
+    Figure(
+        "import",
+        "`import chronicle`, over the bare interpreter",
+        "max",
+        60.0,
+        "≤ 60 ms",
+        "start_import_over_bare_median_ms",
+        "start_import_over_bare_median_ms",
+        "ms",
+        "start_bare_median_ms",
+    ),
+    Figure(
+        "help",
+        "`chronicle --help`",
+        "max",
+        200.0,
+        "≤ 200 ms",
+        "start_help_median_ms",
+        "start_help_median_ms",
+        "ms",
+        "start_bare_median_ms",
+    ),
+    Figure(
+        "one_way_python",
+        "Python to Python, one-way p50: the best of iceoryx2, pyzmq, multiprocessing and faster-fifo, "
+        "against this library",
+        "min",
+        8.0,
+        "≥ 8 × faster",
+        "one_way_python_best_peer_over_chronicle_ratio",
+        "one_way_python_chronicle_p50_median_ns",
+        "ns",
+        "one_way_python_best_peer_p50_median_ns",
+    ),
+    Figure(
+        "import_deep",
+        "messages into the queue from the unpacked DEEP capture, Python",
+        "min",
+        1e6,
+        "≥ 1 million/s",
+        "import_deep_median_per_s",
+        "import_deep_median_per_s",
+        "/s",
+    ),
+)

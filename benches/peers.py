@@ -1,0 +1,378 @@
+"""One-way latency from Python to Python, between two processes, of this library and of others.
+
+All peers get the same: 64-byte payloads at one fixed rate, the sender on one core and the receiver on
+another, the scheduled time of each message in its first eight bytes (so a message that waits behind
+a late one counts its wait), and one clock, CLOCK_MONOTONIC. Where a peer can be polled without
+waiting it is measured both ways, polling and blocking, and the better one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import multiprocessing as mp
+import struct
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benches.common import Run, median, pin, quantile
+
+PAYLOAD_BYTES = 64
+RATE_PER_S = 10_000
+HEAD = struct.Struct("<QQ")
+BODY = struct.Struct("<QQ48x")
+#: Ends a run in which a message was lost, s.
+PATIENCE_S = 60
+
+Send = Callable[[bytes], Any]
+#: Gives a payload, or None if there is none yet.
+Receive = Callable[[], Any]
+Pipe = Any
+
+
+@dataclass(frozen=True)
+class Transport:
+    """One way to get bytes from one process to another.
+
+    `make` runs in the parent and gives what both ends need; the ends run in the children.
+    """
+
+    name: str
+    module: str
+    make: Callable[[Path], Any]
+    sender: Callable[[Any], contextlib.AbstractContextManager[Send]]
+    receiver: Callable[[Any], contextlib.AbstractContextManager[Receive]]
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the peer is installed."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+# --- chronicle ---
+
+
+def _chronicle_make(folder: Path) -> str:
+    import chronicle
+
+    path = folder / "queue"
+    chronicle.Queue.open_publisher(path).close()
+    return str(path)
+
+
+@contextmanager
+def _chronicle_sender(path: str) -> Iterator[Send]:
+    import chronicle
+
+    with chronicle.Queue.open_publisher(path) as writer:
+        append = writer.append
+        yield lambda payload: append(1, payload)
+
+
+@contextmanager
+def _chronicle_receiver(path: str) -> Iterator[Receive]:
+    import chronicle
+
+    with chronicle.Queue.open_subscriber(path, "bench") as reader:
+        next_ = reader.next
+
+        def receive() -> memoryview | None:
+            message = next_()
+            return None if message is None else message.payload
+
+        yield receive
+
+
+# --- iceoryx2: polling is its way; copies in and out by the shortest path that its Python API has ---
+
+
+def _iceoryx2_service(name: str) -> Any:
+    import ctypes
+
+    import iceoryx2 as iox2
+
+    class Payload(ctypes.Structure):
+        _fields_ = [("data", ctypes.c_uint8 * PAYLOAD_BYTES)]
+
+    iox2.set_log_level(iox2.LogLevel.Error)
+    node = iox2.NodeBuilder.new().create(iox2.ServiceType.Ipc)
+    builder = node.service_builder(iox2.ServiceName.new(name)).publish_subscribe(Payload)
+    service = builder.subscriber_max_buffer_size(8_192).enable_safe_overflow(False).open_or_create()
+    return node, service
+
+
+def _iceoryx2_make(folder: Path) -> str:
+    return f"chronicle-bench/{folder.name}/{time.time_ns()}"
+
+
+@contextmanager
+def _iceoryx2_sender(name: str) -> Iterator[Send]:
+    import ctypes
+
+    _node, service = _iceoryx2_service(name)
+    publisher = service.publisher_builder().create()
+    memmove = ctypes.memmove
+
+    def send(payload: bytes) -> None:
+        sample = publisher.loan_uninit()
+        memmove(sample.payload_ptr, payload, PAYLOAD_BYTES)
+        sample.assume_init().send()
+
+    yield send
+
+
+@contextmanager
+def _iceoryx2_receiver(name: str) -> Iterator[Receive]:
+    import ctypes
+
+    _node, service = _iceoryx2_service(name)
+    subscriber = service.subscriber_builder().buffer_size(8_192).create()
+    receive_sample, string_at = subscriber.receive, ctypes.string_at
+
+    def receive() -> bytes | None:
+        sample = receive_sample()
+        return None if sample is None else string_at(sample.payload_ptr, PAYLOAD_BYTES)
+
+    yield receive
+
+
+# --- pyzmq: PUSH and PULL over ipc ---
+
+
+def _zmq_make(folder: Path) -> str:
+    return f"ipc://{folder}/zmq"
+
+
+@contextmanager
+def _zmq_sender(address: str) -> Iterator[Send]:
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.connect(address)
+        yield socket.send
+
+
+@contextmanager
+def _zmq_receiver(address: str) -> Iterator[Receive]:
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.bind(address)
+        yield socket.recv
+
+
+@contextmanager
+def _zmq_poller(address: str) -> Iterator[Receive]:
+    import zmq
+
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.bind(address)
+        recv, dont_wait, again = socket.recv, zmq.DONTWAIT, zmq.Again
+
+        def receive() -> Any:
+            try:
+                return recv(dont_wait)
+            except again:
+                return None
+
+        yield receive
+
+
+# --- multiprocessing ---
+
+
+def _pipe_make(_folder: Path) -> Any:
+    return mp.get_context("spawn").Pipe(duplex=False)
+
+
+@contextmanager
+def _pipe_sender(ends: Any) -> Iterator[Send]:
+    yield ends[1].send_bytes
+
+
+@contextmanager
+def _pipe_receiver(ends: Any) -> Iterator[Receive]:
+    yield ends[0].recv_bytes
+
+
+@contextmanager
+def _pipe_poller(ends: Any) -> Iterator[Receive]:
+    poll, recv_bytes = ends[0].poll, ends[0].recv_bytes
+    yield lambda: recv_bytes() if poll(0) else None
+
+
+def _queue_make(_folder: Path) -> Any:
+    return mp.get_context("spawn").Queue()
+
+
+@contextmanager
+def _queue_sender(queue: Any) -> Iterator[Send]:
+    yield queue.put
+    queue.close()
+    queue.join_thread()
+
+
+@contextmanager
+def _queue_receiver(queue: Any) -> Iterator[Receive]:
+    yield queue.get
+
+
+@contextmanager
+def _queue_poller(queue: Any) -> Iterator[Receive]:
+    from queue import Empty
+
+    get_nowait = queue.get_nowait
+
+    def receive() -> Any:
+        try:
+            return get_nowait()
+        except Empty:
+            return None
+
+    yield receive
+
+
+# --- faster-fifo: without pickling, which bytes do not need ---
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _as_bytes(value: Any) -> bytes:
+    return bytes(value)
+
+
+def _fifo_make(_folder: Path) -> Any:
+    import faster_fifo
+
+    return faster_fifo.Queue(1_000_000, loads=_as_bytes, dumps=_as_is)
+
+
+@contextmanager
+def _fifo_sender(queue: Any) -> Iterator[Send]:
+    yield queue.put
+
+
+@contextmanager
+def _fifo_receiver(queue: Any) -> Iterator[Receive]:
+    yield lambda: queue.get(True, PATIENCE_S)
+
+
+TRANSPORTS = (
+    Transport("chronicle", "chronicle", _chronicle_make, _chronicle_sender, _chronicle_receiver),
+    Transport("iceoryx2", "iceoryx2", _iceoryx2_make, _iceoryx2_sender, _iceoryx2_receiver),
+    Transport("pyzmq", "zmq", _zmq_make, _zmq_sender, _zmq_receiver),
+    Transport("pyzmq_polling", "zmq", _zmq_make, _zmq_sender, _zmq_poller),
+    Transport("pipe", "multiprocessing", _pipe_make, _pipe_sender, _pipe_receiver),
+    Transport("pipe_polling", "multiprocessing", _pipe_make, _pipe_sender, _pipe_poller),
+    Transport("mp_queue", "multiprocessing", _queue_make, _queue_sender, _queue_receiver),
+    Transport("mp_queue_polling", "multiprocessing", _queue_make, _queue_sender, _queue_poller),
+    Transport("faster_fifo", "faster_fifo", _fifo_make, _fifo_sender, _fifo_receiver),
+    Transport("faster_fifo_polling", "faster_fifo", _fifo_make, _fifo_sender, _queue_poller),
+)
+BY_NAME = {transport.name: transport for transport in TRANSPORTS}
+
+
+# --- The two processes ---
+
+
+def _send_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
+    pin(0)
+    clock = time.perf_counter_ns
+    interval_ns = 1_000_000_000 // RATE_PER_S
+    with BY_NAME[name].sender(shared) as send:
+        ready.recv()
+        due_ns = clock() + 20_000_000
+        for number in range(count):
+            while clock() < due_ns:
+                pass
+            send(BODY.pack(due_ns, number))
+            due_ns += interval_ns
+        # Whoever stops with messages under way must not take them along.
+        ready.recv()
+
+
+def _receive_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
+    pin(1)
+    clock = time.perf_counter_ns
+    unpack = HEAD.unpack_from
+    late_ns = array("Q", bytes(8 * count))
+    with BY_NAME[name].receiver(shared) as receive:
+        ready.send(None)
+        end_ns = clock() + PATIENCE_S * 1_000_000_000
+        for expected in range(count):
+            while (payload := receive()) is None:
+                if clock() > end_ns:
+                    raise TimeoutError(f"{name}: message {expected} did not come")
+            now_ns = clock()
+            due_ns, number = unpack(payload)
+            assert number == expected, f"{name}: {number} instead of {expected}"
+            assert len(payload) == PAYLOAD_BYTES
+            late_ns[expected] = now_ns - due_ns
+    ready.send(late_ns.tobytes())
+
+
+def latencies_ns(name: str, folder: Path, count: int) -> list[int]:
+    """Send `count` messages through one transport; their latencies, sorted."""
+    context = mp.get_context("spawn")
+    shared = BY_NAME[name].make(folder)
+    go, wait = context.Pipe()
+    results, report = context.Pipe(duplex=False)
+    sender = context.Process(target=_send_all, args=(name, shared, count, wait), daemon=True)
+    receiver = context.Process(target=_receive_all, args=(name, shared, count, report), daemon=True)
+    try:
+        receiver.start()
+        sender.start()
+        report.close()
+        # The receiver is there before the first message is sent; some transports lose it otherwise.
+        results.recv()
+        time.sleep(0.2)
+        go.send(None)
+        late_ns = array("Q")
+        late_ns.frombytes(results.recv())
+        go.send(None)
+        sender.join()
+        receiver.join()
+    finally:
+        for process in (sender, receiver):
+            if process.is_alive():
+                process.kill()
+    assert (sender.exitcode, receiver.exitcode) == (0, 0)
+    return sorted(late_ns)
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Measure all transports in turns."""
+    count = run.size(20_000, 200)
+    medians: dict[str, list[float]] = {}
+    everything: dict[str, list[int]] = {}
+    for turn in range(run.size(3, 1)):
+        for transport in TRANSPORTS:
+            if not transport.is_available:
+                continue
+            with run.scratch(f"peer-{transport.name}-{turn}") as folder:
+                folder.mkdir(parents=True)
+                late_ns = latencies_ns(transport.name, folder, count)
+            assert len(late_ns) == count
+            medians.setdefault(transport.name, []).append(quantile(late_ns, 0.5))
+            everything.setdefault(transport.name, []).extend(late_ns)
+    figures: dict[str, float] = {"one_way_python_rate_per_s": RATE_PER_S}
+    for name, late_ns in everything.items():
+        late_ns.sort()
+        for word, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("p9999", 0.9999)):
+            figures[f"one_way_python_{name}_{word}_ns"] = quantile(late_ns, q)
+        figures[f"one_way_python_{name}_max_ns"] = late_ns[-1]
+        figures[f"one_way_python_{name}_p50_median_ns"] = median(medians[name])
+        figures[f"one_way_python_{name}_count"] = len(late_ns)
+    ours = figures["one_way_python_chronicle_p50_median_ns"]
+    others = {name: median(p50) for name, p50 in medians.items() if name != "chronicle"}
+    best = min(others, key=lambda name: others[name])
+    figures["one_way_python_best_peer_p50_median_ns"] = others[best]
+    figures["one_way_python_best_peer_over_chronicle_ratio"] = others[best] / ours
+    return figures
