@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import chronicle
-from benches.common import Run, interleaved_ns, median, median_ratio, pinned
 from chronicle import _core
 from chronicle.message import MessageBase, f64
+
+from benches.common import Run, interleaved_ns, median, median_ratio, pinned
 
 PAYLOAD_BYTES = 64
 TYPE_ID = 7
@@ -101,9 +102,7 @@ def _next(run: Run) -> dict[str, float]:
         "next_payload_python_min_ns": min(found["next_payload"]),
         "next_python_median_ns": median(found["next"]),
         "commit_python_median_ns": median(found["commit"]),
-        "next_payload_python_over_empty_ratio": median_ratio(
-            found["next_payload"], found["floor"]
-        ),
+        "next_payload_python_over_empty_ratio": median_ratio(found["next_payload"], found["floor"]),
         "next_python_over_empty_ratio": median_ratio(found["next"], found["floor"]),
         "commit_python_over_empty_ratio": median_ratio(found["commit"], found["floor"]),
     }

@@ -6,8 +6,9 @@ import gzip
 import time
 
 import chronicle
-from benches.common import ROOT, Run, median
 from chronicle.feeds import import_capture
+
+from benches.common import ROOT, Run, median
 
 SAMPLE = ROOT.parent / "shared" / "data" / "iex-deep10-20170425.pcap.gz"
 MESSAGES = 391_999

@@ -52,7 +52,7 @@ class Figure:
 FIGURES = (
     Figure(
         "one_way_rust",
-        "one-way latency between two cores, Rust to Rust, p50, against half a cache-line round trip",
+        "one-way latency between two cores, Rust to Rust, p50, against half a cache-line trip",
         "max",
         2.5,
         "≤ 2.5 ×",
@@ -192,7 +192,7 @@ FIGURES = (
     ),
     Figure(
         "one_way_python",
-        "Python to Python, one-way p50: the best of iceoryx2, pyzmq, multiprocessing and faster-fifo, "
+        "Python to Python, one-way p50: the best of iceoryx2, pyzmq, multiprocessing, faster-fifo "
         "against this library",
         "min",
         8.0,

@@ -40,8 +40,6 @@ def measure(run: Run, subject: str) -> dict[str, float]:
     command = [str(program(optimized=not run.quick)), subject, "--dir", str(run.folder)]
     if run.quick:
         command.append("--quick")
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, check=True, text=True, timeout=TIMEOUT_S
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=TIMEOUT_S)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures

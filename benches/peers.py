@@ -1,9 +1,9 @@
 """One-way latency from Python to Python, between two processes, of this library and of others.
 
-All peers get the same: 64-byte payloads at one fixed rate, the sender on one core and the receiver on
-another, the scheduled time of each message in its first eight bytes (so a message that waits behind
-a late one counts its wait), and one clock, CLOCK_MONOTONIC. Where a peer can be polled without
-waiting it is measured both ways, polling and blocking, and the better one counts.
+All peers get the same: 64-byte payloads at one fixed rate, the sender on one core and the receiver
+on another, the scheduled time of each message in its first eight bytes (so a message that waits
+behind a late one counts its wait), and one clock, CLOCK_MONOTONIC. Where a peer can be polled
+without waiting it is measured both ways, polling and blocking, and the better one counts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _chronicle_receiver(path: str) -> Iterator[Receive]:
         yield receive
 
 
-# --- iceoryx2: polling is its way; copies in and out by the shortest path that its Python API has ---
+# --- iceoryx2: polled, as is its way; copies by the shortest path that its Python API has ---
 
 
 def _iceoryx2_service(name: str) -> Any:

@@ -89,9 +89,9 @@ def page(results: Results, facts: Mapping[str, str], taken: str) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench ARGS=--markdown`; do not edit. Every figure is a ratio to a floor or a peer",
-        "that was measured in the same run; what each measures, and how, stands in `benches/` and",
-        "`crates/chronicle-core/benches/`. 64-byte payloads unless said.",
+        "Written by `make bench ARGS=--markdown`; do not edit. Every figure is a ratio to a floor",
+        "or a peer that was measured in the same run; what each measures, and how, stands in",
+        "`benches/` and `crates/chronicle-core/benches/`. 64-byte payloads unless said.",
         "",
         f"- CPU: {facts['cpu']}, {facts['cores']} cores",
         f"- Kernel: Linux {facts['kernel']}; Python {facts['python']}",

@@ -4,8 +4,8 @@ Prints the table (missed figures first) and writes all values to ``bench-results
 ``--markdown`` also writes docs/benchmarks.md. ``--quick`` takes small sizes, to see that all works;
 its figures mean nothing. ``--only NAME`` takes one subject.
 
-The queues stand on a tmpfs that is mounted with large pages (``huge=advise``) in a mount namespace of
-this program's own, where that is allowed; otherwise on /dev/shm. Both are removed at the end.
+The queues stand on a tmpfs that is mounted with large pages (``huge=advise``) in a mount namespace
+of this program's own, where that is allowed; otherwise on /dev/shm. Both are removed at the end.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def measure_all(run: Run, only: list[str], small_pages: Path | None) -> dict[str
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes; the figures mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes; the figures mean nothing"
+    )
     parser.add_argument("--markdown", action="store_true", help="also write docs/benchmarks.md")
     parser.add_argument(
         "--only", action="append", default=[], choices=list(subjects()), help="one subject"
@@ -103,7 +105,7 @@ def main() -> int:
     enter_namespace()
     # Before anything is measured: compilers disturb.
     native.program(optimized=not options.quick)
-    started = dt.datetime.now(dt.timezone.utc)
+    started = dt.datetime.now(dt.UTC)
     with (
         tempfile.TemporaryDirectory(prefix="chronicle-bench-", dir=options.folder) as plain,
         tempfile.TemporaryDirectory(prefix="chronicle-bench-huge-") as mounted,
