@@ -1,7 +1,7 @@
 //! What can go wrong, as data. Messages say what failed, `name=value`, and what to do next.
 //!
-//! `Error` is one pointer, so that `Result`s on the hot path stay in registers; the box is only allocated when
-//! something did go wrong.
+//! `Error` is one pointer, so that `Result`s on the hot path stay in registers; the box is only
+//! allocated when something did go wrong.
 
 use std::{fmt, io};
 
@@ -14,7 +14,8 @@ pub enum GapReason {
     Retention,
     /// Recovery after a power loss cut them off; their sequence numbers are used again.
     Cut,
-    /// A segment file or a stretch of one is missing or damaged, and the reader was told to go past it.
+    /// A segment file or a stretch of one is missing or damaged, and the reader was told to go past
+    /// it.
     Damage,
 }
 

@@ -1,10 +1,13 @@
-//! Places where a test kills the process, or looks at the disk. Compiled to nothing without the feature `failpoints`.
+//! Places where a test kills the process, or looks at the disk. Compiled to nothing without the
+//! feature `failpoints`.
 //!
-//! `CHRONICLE_FAIL=name:n` in the environment kills the process (SIGKILL, no unwinding, no flushing) the n-th
-//! time that it reaches the point `name`; `CHRONICLE_FAIL=*:n` counts every point. `CHRONICLE_FAIL_LOG=path` appends the
-//! name of the point to a file first, so that a test can count what it has killed where.
+//! `CHRONICLE_FAIL=name:n` in the environment kills the process (SIGKILL, no unwinding, no
+//! flushing) the n-th time that it reaches the point `name`; `CHRONICLE_FAIL=*:n` counts every
+//! point. `CHRONICLE_FAIL_LOG=path` appends the name of the point to a file first, so that a test
+//! can count what it has killed where.
 //!
-//! A test that plays the disk instead calls `observe`: it is told of each point, and of each sync when it is done.
+//! A test that plays the disk instead calls `observe`: it is told of each point, and of each sync
+//! when it is done.
 
 #[cfg(feature = "failpoints")]
 mod armed {

@@ -2,20 +2,23 @@
 //!
 //! # How it works
 //!
-//! Each source has at most one *head*: the record that it would deliver next, looked at but not moved past. The heads' keys
-//! stand in the leaves of a winner tree, one flat array in which each inner node repeats the lesser of its two children: the root is the
-//! next message, and a change of any leaf (a source that was idle, not only the last winner, as in a loser tree) costs one
+//! Each source has at most one *head*: the record that it would deliver next, looked at but not
+//! moved past. The heads' keys stand in the leaves of a winner tree, one flat array in which each
+//! inner node repeats the lesser of its two children: the root is the next message, and a change of
+//! any leaf (a source that was idle, not only the last winner, as in a loser tree) costs one
 //! comparison per level.
 //!
-//! The key is `(merge timestamp, source)`. The merge timestamp is the highest timestamp that the source has shown, so that a
-//! source whose clock steps back stays sorted, and ties go to the lower source.
+//! The key is `(merge timestamp, source)`. The merge timestamp is the highest timestamp that the
+//! source has shown, so that a source whose clock steps back stays sorted, and ties go to the lower
+//! source.
 //!
-//! A source without a head is *idle*. Live mode looks at the idle ones again when no head is left and after every
-//! `max(64, sources)` messages, so an idle source costs less than one load per message; strict mode emits a head only if every
-//! idle source has already shown a later timestamp.
+//! A source without a head is *idle*. Live mode looks at the idle ones again when no head is left
+//! and after every `max(64, sources)` messages, so an idle source costs less than one load per
+//! message; strict mode emits a head only if every idle source has already shown a later timestamp.
 //!
-//! A source that fails counts as idle, and its error is handed out once per look. A look goes over all idle sources even if some
-//! fail, so that no error keeps a message of another source from its place in the order; further errors wait for the next calls.
+//! A source that fails counts as idle, and its error is handed out once per look. A look goes over
+//! all idle sources even if some fail, so that no error keeps a message of another source from its
+//! place in the order; further errors wait for the next calls.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue::reader::{Reader, Record};
@@ -32,8 +35,8 @@ pub enum MergeMode {
     Strict,
 }
 
-/// The order of messages: by timestamp, then by source; an absent head sorts last. One number, so that a match of the tree needs no
-/// branch: which side wins cannot be predicted.
+/// The order of messages: by timestamp, then by source; an absent head sorts last. One number, so
+/// that a match of the tree needs no branch: which side wins cannot be predicted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key(u128);
 
@@ -75,7 +78,8 @@ struct Source {
 pub struct FanIn {
     mode: MergeMode,
     sources: Vec<Option<Source>>,
-    /// The winner tree: node `n` has the children `2n` and `2n + 1`, the leaf of source `s` is `leaves + s`, the root is 1.
+    /// The winner tree: node `n` has the children `2n` and `2n + 1`, the leaf of source `s` is
+    /// `leaves + s`, the root is 1.
     tree: Vec<Key>,
     /// A power of two.
     leaves: usize,
@@ -85,7 +89,8 @@ pub struct FanIn {
     until_idle_check: usize,
     /// Errors of the last look at the idle sources that were not handed out yet.
     failed: VecDeque<(u32, Error)>,
-    /// A source has reported a gap since the last look: its next message is there and may come before all others.
+    /// A source has reported a gap since the last look: its next message is there and may come
+    /// before all others.
     gap_reported: bool,
     active: usize,
 }
@@ -127,7 +132,8 @@ impl FanIn {
         number
     }
 
-    /// Takes a source out and gives it back, placed before its first message that was not delivered.
+    /// Takes a source out and gives it back, placed before its first message that was not
+    /// delivered.
     pub fn remove(&mut self, number: usize) -> Option<Reader> {
         let source = self.sources.get_mut(number)?.take()?;
         self.active -= 1;
@@ -143,7 +149,8 @@ impl FanIn {
     /// The next message and its source, or `None` if there is none that may be delivered now.
     ///
     /// # Errors
-    /// As [`Reader::next`], with the number of the source that failed; the others go on at the next call.
+    /// As [`Reader::next`], with the number of the source that failed; the others go on at the next
+    /// call.
     #[inline]
     #[allow(clippy::should_implement_trait)] // An iterator cannot lend records.
     pub fn next(&mut self) -> Result<Option<(usize, Record<'_>)>, (usize, Error)> {
@@ -187,16 +194,17 @@ impl FanIn {
         self.sources.iter().flatten().try_for_each(|source| source.reader.check_owner())
     }
 
-    /// Waits until a source that may have something new has it. `Ready` at once if a message can be delivered now.
+    /// Waits until a source that may have something new has it. `Ready` at once if a message can be
+    /// delivered now.
     pub fn wait(&mut self, strategy: WaitStrategy, timeout: Option<Duration>) -> Result<Waited> {
         wait::wait_any(&self.wait_targets(), strategy, timeout)
     }
 
-    /// What to wait for: in strict mode only the sources that hold the merge up, otherwise all. One of them is ready if a message can be
-    /// delivered now, or an error handed out.
+    /// What to wait for: in strict mode only the sources that hold the merge up, otherwise all. One
+    /// of them is ready if a message can be delivered now, or an error handed out.
     pub fn wait_targets(&mut self) -> Vec<WaitTarget> {
-        // The key of the source that was delivered last is still in the tree, and that source is a target, ready if it has more. If it
-        // has none, nothing that sorts after it is safe.
+        // The key of the source that was delivered last is still in the tree, and that source is a
+        // target, ready if it has more. If it has none, nothing that sorts after it is safe.
         let is_held_up = self.mode == MergeMode::Strict
             && (self.delivered.is_some() || !self.may_deliver(self.winner_key()));
         self.sources
@@ -246,7 +254,8 @@ impl FanIn {
             Some(head) => {
                 source.watermark = source.watermark.max(head.timestamp_ns);
                 source.has_shown = true;
-                // The record behind is looked at when this one is delivered. More sources are more streams than a CPU follows by itself.
+                // The record behind is looked at when this one is delivered. More sources are more
+                // streams than a CPU follows by itself.
                 source.reader.prefetch_behind(head);
                 Key::new(source.watermark, number)
             }
@@ -289,8 +298,8 @@ impl FanIn {
         }
     }
 
-    /// A gap is over once it is reported: what follows it is looked at before anything later is delivered. Other errors stay, and
-    /// do not hold up the other sources.
+    /// A gap is over once it is reported: what follows it is looked at before anything later is
+    /// delivered. Other errors stay, and do not hold up the other sources.
     #[cold]
     fn report(&mut self, number: u32, error: Error) -> (usize, Error) {
         if matches!(error.kind(), ErrorKind::Gap { .. }) {

@@ -12,8 +12,9 @@
 //! 32 payload
 //! ```
 //!
-//! A file is trusted only after its magic, version, queue id and header CRC are checked; a record only after its length
-//! is checked against the segment. See `docs/internals/format.md` for the page that people read.
+//! A file is trusted only after its magic, version, queue id and header CRC are checked; a record
+//! only after its length is checked against the segment. See `docs/internals/format.md` for the
+//! page that people read.
 
 use crate::protocol::Doorbell;
 use crate::sync::{AtomicU32, AtomicU64};
@@ -44,7 +45,8 @@ pub const COMMIT_ROLL: u32 = u32::MAX;
 pub const FLAG_CRC: u16 = 1;
 pub const FLAGS_KNOWN: u16 = FLAG_CRC;
 
-/// Sequence numbers stay below this (a segment that starts at or above it is refused), so that counting on never overflows.
+/// Sequence numbers stay below this (a segment that starts at or above it is refused), so that
+/// counting on never overflows.
 pub const SEQUENCE_LIMIT: u64 = 1 << 62;
 
 /// One sparse index entry per block of this many bytes.
@@ -165,8 +167,8 @@ pub struct CursorBlock {
     /// 1 once the reader has placed itself; before that the two words above mean nothing.
     pub placed: AtomicU32,
     pub opened_ns: AtomicU64,
-    /// Where a recovery has cut the queue below this cursor: the next sequence number there; 0 if it has not. The
-    /// reader clears it when it has reported the gap.
+    /// Where a recovery has cut the queue below this cursor: the next sequence number there; 0 if
+    /// it has not. The reader clears it when it has reported the gap.
     pub cut_sequence: AtomicU64,
     _pad1: [u8; 3928],
 }
@@ -249,7 +251,8 @@ impl Geometry {
         segment << self.segment_shift | offset as u64
     }
 
-    /// The highest segment index whose positions fit into 64 bits. One more never overflows an index.
+    /// The highest segment index whose positions fit into 64 bits. One more never overflows an
+    /// index.
     pub fn segment_index_max(self) -> u64 {
         u64::MAX >> self.segment_shift
     }
@@ -276,7 +279,8 @@ pub fn record_stride(payload_bytes: usize) -> usize {
     (RECORD_HEADER_BYTES + payload_bytes).next_multiple_of(RECORD_ALIGN)
 }
 
-/// The CRC-32C of a record: over its length, its header without commit word and CRC, and its payload.
+/// The CRC-32C of a record: over its length, its header without commit word and CRC, and its
+/// payload.
 pub fn record_crc(
     type_id: u16,
     flags: u16,

@@ -1,9 +1,11 @@
 //! Persisted single-writer, many-reader queues in memory-mapped files.
 //!
-//! This crate is the data plane: it knows nothing of Python. The modules stand in layers, lowest first:
+//! This crate is the data plane: it knows nothing of Python. The modules stand in layers, lowest
+//! first:
 //!
 //! - [`sync`]: the only home of atomics; loom's stand in for them under `cfg(loom)`.
-//! - [`protocol`]: the lock-free protocols, each a few lines over atomics, model-checked on their own.
+//! - [`protocol`]: the lock-free protocols, each a few lines over atomics, model-checked on their
+//!   own.
 //! - `os`: the only home of system calls.
 //! - `layout`: every byte on disk.
 //! - `queue`: writer, reader, cursors, recovery, segments, retention, provisioner.

@@ -1,27 +1,30 @@
 //! The lock-free protocols of the data plane, each over bare atomics.
 //!
 //! They stand apart from the mapped memory they run in so that loom can check exactly the code that
-//! ships: `tests/loom_protocol.rs` builds the same words out of loom's atomics and calls these functions.
-//! Each function is generic over [`Orderings`]; [`Strong`] is what ships, and a test weakens one constant at a time to
-//! show that the model would notice.
+//! ships: `tests/loom_protocol.rs` builds the same words out of loom's atomics and calls these
+//! functions. Each function is generic over [`Orderings`]; [`Strong`] is what ships, and a test
+//! weakens one constant at a time to show that the model would notice.
 //!
 //! # Orderings
-//! - P1 commit: commit word Release store in [`commit`] -> Acquire load in [`committed`]. A reader that
-//!   sees a length sees the header and the payload written before it (and, for a roll marker, the next
-//!   segment's header and table entry).
+//! - P1 commit: commit word Release store in [`commit`] -> Acquire load in [`committed`]. A reader
+//!   that sees a length sees the header and the payload written before it (and, for a roll marker,
+//!   the next segment's header and table entry).
 //! - P2 wake elision, writer: commit store, full fence in [`Doorbell::must_ring`], `armed` load.
-//! - P3 wake elision, waiter: `armed` store, full fence in [`Doorbell::arm`], commit load by the caller.
-//!   P2 and P3 together: either the writer sees the flag or the waiter sees the record. Both fences
-//!   are needed; a Release store followed by an Acquire load of another word may pass each other.
-//! - P4 ring: `ring` Release increment in [`Doorbell::ring`] -> Acquire load in [`Doorbell::arm`]. A waiter that loads the new
-//!   count also sees `armed` cleared *before* it sets it again, so its own flag survives.
-//! - P5 hand-over: Release exchange in [`Slot::put`] -> Acquire exchange in [`Slot::take`]. Who takes an object sees
-//!   all that was done to it.
+//! - P3 wake elision, waiter: `armed` store, full fence in [`Doorbell::arm`], commit load by the
+//!   caller. P2 and P3 together: either the writer sees the flag or the waiter sees the record.
+//!   Both fences are needed; a Release store followed by an Acquire load of another word may pass
+//!   each other.
+//! - P4 ring: `ring` Release increment in [`Doorbell::ring`] -> Acquire load in [`Doorbell::arm`].
+//!   A waiter that loads the new count also sees `armed` cleared *before* it sets it again, so its
+//!   own flag survives.
+//! - P5 hand-over: Release exchange in [`Slot::put`] -> Acquire exchange in [`Slot::take`]. Who
+//!   takes an object sees all that was done to it.
 //! - P6 retention: `floor` store, full fence, cursor loads in [`raise_floor`].
-//! - P7 joining: cursor store, full fence, `floor` load in [`join_floor`]. P6 and P7 together: either
-//!   retention sees the cursor, or the reader sees the floor that passed it.
-//! - P8 cursor: sequence store, then position Release store in [`commit_cursor`] -> position Acquire load in [`raise_floor`]
-//!   or at resume. Who sees a position sees a sequence at least as new.
+//! - P7 joining: cursor store, full fence, `floor` load in [`join_floor`]. P6 and P7 together:
+//!   either retention sees the cursor, or the reader sees the floor that passed it.
+//! - P8 cursor: sequence store, then position Release store in [`commit_cursor`] -> position
+//!   Acquire load in [`raise_floor`] or at resume. Who sees a position sees a sequence at least as
+//!   new.
 
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence, full_fence};
 use core::marker::PhantomData;
@@ -81,8 +84,8 @@ pub fn committed<O: Orderings>(word: &AtomicU32) -> u32 {
 
 /// Two words in the control block over which waiters ask to be woken.
 ///
-/// `armed` is a flag, not a count: the writer that rings clears it and woken waiters set it again, so a
-/// waiter that was killed costs one spurious wake and nothing after that.
+/// `armed` is a flag, not a count: the writer that rings clears it and woken waiters set it again,
+/// so a waiter that was killed costs one spurious wake and nothing after that.
 #[repr(C)]
 pub struct Doorbell {
     /// 1 while somebody may be asleep.
@@ -102,15 +105,16 @@ impl Doorbell {
 
     /// Clears the flag and moves the futex word; the caller then wakes its sleepers. P4.
     pub fn ring<O: Orderings>(&self) {
-        // Relaxed: P4's Release on `ring` publishes it; only the flag's own modification order matters.
+        // Relaxed: P4's Release on `ring` publishes it; only the flag's own modification order
+        // matters.
         self.armed.store(0, Ordering::Relaxed);
         #[cfg(not(loom))]
         crate::failpoint::hit("ring.cleared");
         self.ring.fetch_add(1, O::RING_ADD);
     }
 
-    /// Asks to be woken; returns the value to sleep on. The caller must look at its commit word again
-    /// before it sleeps. P3, P4.
+    /// Asks to be woken; returns the value to sleep on. The caller must look at its commit word
+    /// again before it sleeps. P3, P4.
     pub fn arm<O: Orderings>(&self) -> u32 {
         let seen = self.ring.load(O::RING_LOAD);
         // Relaxed: P3's fence orders it before the caller's commit load.
@@ -120,10 +124,12 @@ impl Doorbell {
     }
 }
 
-/// A mailbox for one shared object, between one giver and any number of takers. Wait-free on both sides; never allocates.
+/// A mailbox for one shared object, between one giver and any number of takers. Wait-free on both
+/// sides; never allocates.
 pub struct Slot<T> {
     held: AtomicPtr<T>,
-    /// The slot owns an `Arc<T>`, and may cross threads only where that may; a bare `AtomicPtr` always may.
+    /// The slot owns an `Arc<T>`, and may cross threads only where that may; a bare `AtomicPtr`
+    /// always may.
     owns: PhantomData<Arc<T>>,
 }
 
@@ -141,7 +147,8 @@ impl<T> Slot<T> {
         match self.held.compare_exchange(core::ptr::null_mut(), raw, O::SLOT_PUT, Ordering::Relaxed)
         {
             Ok(_) => Ok(()),
-            // SAFETY: `raw` came from `into_raw` above and the exchange failed, so it is still ours.
+            // SAFETY: `raw` came from `into_raw` above and the exchange failed, so it is still
+            // ours.
             Err(_) => Err(unsafe { Arc::from_raw(raw) }),
         }
     }
@@ -152,7 +159,8 @@ impl<T> Slot<T> {
         if raw.is_null() {
             return None;
         }
-        // SAFETY: a non-null pointer was put by `put` from `Arc::into_raw`, and the exchange made us its only owner.
+        // SAFETY: a non-null pointer was put by `put` from `Arc::into_raw`, and the exchange made
+        // us its only owner.
         Some(unsafe { Arc::from_raw(raw) })
     }
 
@@ -184,7 +192,8 @@ pub fn commit_cursor<O: Orderings>(
     position_word.store(position, O::CURSOR_STORE);
 }
 
-/// Places a joining reader's cursor at `position`, or tells the floor that has already passed it. P7.
+/// Places a joining reader's cursor at `position`, or tells the floor that has already passed it.
+/// P7.
 pub fn join_floor<O: Orderings>(
     position_word: &AtomicU64,
     floor: &AtomicU64,
@@ -198,16 +207,18 @@ pub fn join_floor<O: Orderings>(
     if position >> segment_shift < floor { Err(floor) } else { Ok(()) }
 }
 
-/// Raises the floor to `wanted`, or as far as live cursors allow. Only segments below the returned index may be deleted; it is at most
-/// the floor in force, and lower where a cursor stands below the floor. P6.
+/// Raises the floor to `wanted`, or as far as live cursors allow. Only segments below the returned
+/// index may be deleted; it is at most the floor in force, and lower where a cursor stands below
+/// the floor. P6.
 ///
-/// `lowest_cursor` must look at every live cursor that exists when it is called; it gives the lowest segment index that one of them
-/// still needs. It is called twice. The first look keeps the floor from being raised further than it will stay: a reader
-/// that joins meanwhile would take such a floor for the truth and report a gap over messages that exist. The second, after the
-/// fence, is the one that counts.
+/// `lowest_cursor` must look at every live cursor that exists when it is called; it gives the
+/// lowest segment index that one of them still needs. It is called twice. The first look keeps the
+/// floor from being raised further than it will stay: a reader that joins meanwhile would take such
+/// a floor for the truth and report a gap over messages that exist. The second, after the fence, is
+/// the one that counts.
 ///
-/// A caller that is killed in between may leave the floor above a cursor that has joined. Therefore the second look is made even
-/// if there is nothing to raise, and bounds what is returned.
+/// A caller that is killed in between may leave the floor above a cursor that has joined. Therefore
+/// the second look is made even if there is nothing to raise, and bounds what is returned.
 pub fn raise_floor<O: Orderings>(
     floor: &AtomicU64,
     wanted: u64,

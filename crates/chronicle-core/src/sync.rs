@@ -1,4 +1,5 @@
-//! The only home of atomics. Under `cfg(loom)` they are loom's, so that the protocols can be model-checked.
+//! The only home of atomics. Under `cfg(loom)` they are loom's, so that the protocols can be
+//! model-checked.
 //!
 //! The one addition is [`full_fence`]: a sequentially consistent fence that costs a locked
 //! read-modify-write of the stack on x86-64 instead of `mfence`, which also waits for
@@ -32,7 +33,8 @@ pub fn prefetch_read(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for the line at an address, to write to it soon: no other core keeps a copy. A hint, as [`prefetch_read`].
+/// Asks for the line at an address, to write to it soon: no other core keeps a copy. A hint, as
+/// [`prefetch_read`].
 #[inline(always)]
 pub fn prefetch_write(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]

@@ -1,6 +1,8 @@
-//! Waiting for data: spin, spin then sleep, or sleep. Never loses a wake-up (P2 and P3 in [`crate::protocol`]).
+//! Waiting for data: spin, spin then sleep, or sleep. Never loses a wake-up (P2 and P3 in
+//! [`crate::protocol`]).
 //!
-//! A removed queue rings nobody, so every wait, however long, looks at the queue's files once per [`LOOK`].
+//! A removed queue rings nobody, so every wait, however long, looks at the queue's files once per
+//! [`LOOK`].
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::{clock, futex, futex::Woken, process};
@@ -13,7 +15,8 @@ use std::time::Duration;
 /// How to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitStrategy {
-    /// Poll without pause. The lowest latency, one core. No system call, except for one look per second at each queue's files.
+    /// Poll without pause. The lowest latency, one core. No system call, except for one look per
+    /// second at each queue's files.
     Spin,
     /// Poll for so many nanoseconds, then sleep until rung.
     Hybrid { spin_ns: u64 },
@@ -60,8 +63,9 @@ impl WaitTarget {
 pub enum Waited {
     Ready,
     TimedOut,
-    /// A signal handler ran while this thread slept. The caller decides whether to wait on. A handler that ran just before, or while
-    /// this thread polled, is not noticed; so callers that must answer signals wait in slices.
+    /// A signal handler ran while this thread slept. The caller decides whether to wait on. A
+    /// handler that ran just before, or while this thread polled, is not noticed; so callers that
+    /// must answer signals wait in slices.
     Interrupted,
 }
 
@@ -179,10 +183,11 @@ fn sleep_on(armed: &[(&AtomicU32, u32)], left: Duration) -> std::io::Result<Woke
     }
 }
 
-/// More words than one call takes: a short-lived thread sleeps on each further group, and all groups also sleep on one word of
-/// our own, which whoever wakes first rings for the others.
+/// More words than one call takes: a short-lived thread sleeps on each further group, and all
+/// groups also sleep on one word of our own, which whoever wakes first rings for the others.
 ///
-/// If a thread cannot be started, the words that would be its are not slept on; then nobody sleeps for longer than a nap.
+/// If a thread cannot be started, the words that would be its are not slept on; then nobody sleeps
+/// for longer than a nap.
 fn sleep_on_many(armed: &[(&AtomicU32, u32)], left: Duration) -> std::io::Result<Woken> {
     let done = AtomicU32::new(0);
     let sleep_on_group = |group: &[(&AtomicU32, u32)], left: Duration| {

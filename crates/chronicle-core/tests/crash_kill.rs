@@ -1,9 +1,10 @@
 //! Kills writers, readers and recoveries with SIGKILL: at every fail point, and at random moments.
 //!
-//! This binary is its own child (`CHRONICLE_CHILD` in the environment). A child tells what it has committed through a
-//! mapped page, the board, which outlives it: after `append` has returned it stores the sequence number there. After each kill
-//! the parent opens the queue again and checks that every committed record is there with exactly its bytes, that
-//! sequence and epoch go on, and that its own readers, which are open across all kills, have noticed nothing.
+//! This binary is its own child (`CHRONICLE_CHILD` in the environment). A child tells what it has
+//! committed through a mapped page, the board, which outlives it: after `append` has returned it
+//! stores the sequence number there. After each kill the parent opens the queue again and checks
+//! that every committed record is there with exactly its bytes, that sequence and epoch go on, and
+//! that its own readers, which are open across all kills, have noticed nothing.
 //!
 //! `CHRONICLE_FIRE=full` for 5,000 kills, otherwise 500. `CHRONICLE_SEED` for another run.
 
@@ -562,7 +563,8 @@ fn kill_reader(fire: &mut Fire, life: &mut Life) {
     }
 }
 
-/// A provisioner's flush comes in the middle of a roll, and the machine reboots: the marker before the durable position is missing.
+/// A provisioner's flush comes in the middle of a roll, and the machine reboots: the marker before
+/// the durable position is missing.
 fn flush_and_forget(fire: &mut Fire, life: &Life) {
     let queue = QueueDir::open(&life.orders.queue, true).unwrap();
     let place = seek::tail(&queue).unwrap();
@@ -696,7 +698,8 @@ fn damaged_queue(fire: &mut Fire, headless: bool) -> (PathBuf, u64) {
     (queue, flushed_at)
 }
 
-/// A recovery after a power loss is killed at every point in turn, and ends where one that was left alone ends.
+/// A recovery after a power loss is killed at every point in turn, and ends where one that was left
+/// alone ends.
 fn recovery_after_power_loss(fire: &mut Fire, aim: &str) {
     fire.scenario = "recovery after power loss";
     let (queue, flushed) = damaged_queue(fire, aim == "recovery.fresh");
@@ -745,7 +748,8 @@ fn recovery_after_power_loss(fire: &mut Fire, aim: &str) {
     std::fs::remove_dir_all(&alone).unwrap();
 }
 
-/// Retention runs while the last full segment has no marker yet. Whoever stands at its end, unregistered, must get on.
+/// Retention runs while the last full segment has no marker yet. Whoever stands at its end,
+/// unregistered, must get on.
 fn retention_before_recovery(fire: &mut Fire) {
     fire.scenario = "retention before recovery";
     let mut life = Life::start(fire, false);
@@ -826,7 +830,8 @@ fn kept_files(queue: &Path) -> Vec<(String, u64)> {
 
 // --- The run ---
 
-/// How often a point can be expected while a child writes; lowered as children come to their end without reaching it.
+/// How often a point can be expected while a child writes; lowered as children come to their end
+/// without reaching it.
 fn first_reach(name: &str) -> u64 {
     match name.split('.').next().unwrap() {
         "append" | "fill" | "batch" => 2_000,

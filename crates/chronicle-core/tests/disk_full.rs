@@ -1,7 +1,8 @@
 //! File systems that say no: full, read-only, or holding files of somebody else.
 //!
-//! Each test that needs a file system of its own runs in a child process with its own mount namespace (as root, or in a user
-//! namespace); what is mounted there goes when the child goes. Where the kernel allows neither, the test says so and is skipped.
+//! Each test that needs a file system of its own runs in a child process with its own mount
+//! namespace (as root, or in a user namespace); what is mounted there goes when the child goes.
+//! Where the kernel allows neither, the test says so and is skipped.
 
 #![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
 
@@ -57,7 +58,8 @@ fn mount(
     if rc == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Mounts a small memory file system on a new directory. Ends the process where that is not allowed.
+/// Mounts a small memory file system on a new directory. Ends the process where that is not
+/// allowed.
 fn small_file_system() -> PathBuf {
     let path = PathBuf::from(std::env::var_os("CHRONICLE_MOUNT_POINT").unwrap());
     let mounted = mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")
@@ -84,7 +86,8 @@ fn run_mounted(name: &str) {
         .args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"])
         .env("CHRONICLE_MOUNT_POINT", &point)
         .stdin(Stdio::null());
-    // SAFETY: system calls, and short writes to /proc of a process that has one thread and no locks held.
+    // SAFETY: system calls, and short writes to /proc of a process that has one thread and no locks
+    // held.
     unsafe { command.pre_exec(move || unshare_mounts(user, group)) };
     let output = command.output();
     std::fs::remove_dir(&point).unwrap();
@@ -182,7 +185,8 @@ fn fill_and_make_room(provisioned: bool) {
         let before = writer.next_sequence();
         writer.append(3, &payload(before), Some(before)).unwrap();
     }
-    // A batch that meets the full disk in the middle: what came before is published, and the writer says how much.
+    // A batch that meets the full disk in the middle: what came before is published, and the writer
+    // says how much.
     std::fs::write(&ballast, []).unwrap();
     let batch: Vec<u8> =
         (0..20_000_u64).flat_map(|i| payload(writer.next_sequence() + i)).collect();
@@ -221,7 +225,8 @@ fn child_opens_on_a_full_disk() {
     let root = small_file_system();
     let existing = root.join("existing");
     drop(Writer::open(&existing, &OPTIONS).unwrap());
-    // Little by little less room: every open succeeds or says that the disk is full, and leaves nothing that a later one trips over.
+    // Little by little less room: every open succeeds or says that the disk is full, and leaves
+    // nothing that a later one trips over.
     let path = root.join("queue");
     let mut outcomes = [0, 0];
     for kept_bytes in (0..3 << 16).step_by(4096) {

@@ -1,4 +1,5 @@
-//! The fan-in against oracles that are obviously right: a sort, and a merge that looks at every source for every message.
+//! The fan-in against oracles that are obviously right: a sort, and a merge that looks at every
+//! source for every message.
 
 use chronicle_core::queue::retention;
 use chronicle_core::wait::{WaitStrategy, Waited};
@@ -77,7 +78,8 @@ fn drain(fan: &mut FanIn) -> Vec<Message> {
     std::iter::from_fn(|| next(fan)).collect()
 }
 
-/// Writes a message whose payload is its sequence number, over and over. Now and then a long one, so that queues roll.
+/// Writes a message whose payload is its sequence number, over and over. Now and then a long one,
+/// so that queues roll.
 fn append(writer: &mut Writer, timestamp_ns: u64) -> u64 {
     let sequence = writer.next_sequence();
     let words = if sequence % 7 == 3 { 1_000 } else { 1 + sequence as usize % 5 };
@@ -136,7 +138,8 @@ fn timestamps() -> impl Strategy<Value = Vec<Vec<u64>>> {
     prop::collection::vec(prop::collection::vec(0..40_u64, 0..60), 1..9)
 }
 
-/// A number of sources, and `(source, timestamp)` for an append or `None` for "deliver all you can".
+/// A number of sources, and `(source, timestamp)` for an append or `None` for "deliver all you
+/// can".
 fn script() -> impl Strategy<Value = (usize, Vec<Option<(usize, u64)>>)> {
     (1..6_usize).prop_flat_map(|count| {
         let append = (0..count, 0..40_u64).prop_map(Some);
@@ -267,7 +270,8 @@ impl Stateful {
         assert_eq!(next, exists.then_some(self.delivered[queue] + 1), "not where it was left");
     }
 
-    /// With every source back and (for strict mode) a last message in each, everything comes but what holds up the rest.
+    /// With every source back and (for strict mode) a last message in each, everything comes but
+    /// what holds up the rest.
     fn finish(&mut self) {
         (0..4).for_each(|queue| self.add(queue));
         while self.next().is_some() {}

@@ -1,6 +1,7 @@
 //! Faults that other queues are known for, each as a test that it is not ours.
 //!
-//! Processes that must die or fork are children of this binary: ignored tests that the others start by name.
+//! Processes that must die or fork are children of this binary: ignored tests that the others start
+//! by name.
 
 use chronicle_core::queue::dir::QueueDir;
 use chronicle_core::queue::provision::Chores;
@@ -103,7 +104,8 @@ fn start_child(role: &str, path: &Path) -> Child {
         .unwrap()
 }
 
-/// Waits until the child says the line; stderr, because the harness writes to stdout. Returns what follows the word.
+/// Waits until the child says the line; stderr, because the harness writes to stdout. Returns what
+/// follows the word.
 fn hear(lines: &mut impl BufRead, word: &str) -> String {
     let mut all = String::new();
     loop {
@@ -125,7 +127,8 @@ fn wait_for_end_of_stdin() {
     std::io::stdin().read_to_end(&mut nothing).unwrap();
 }
 
-/// Forks; the child sleeps until it is killed, and holds every descriptor that it was given. Returns when the child runs.
+/// Forks; the child sleeps until it is killed, and holds every descriptor that it was given.
+/// Returns when the child runs.
 fn fork_a_sleeper() -> libc::pid_t {
     let (mut started, signal) = std::io::pipe().unwrap();
     // SAFETY: the child calls only async-signal-safe functions.
@@ -262,7 +265,8 @@ fn a_late_subscriber_never_misses_silently() {
         assert_eq!(gap_of(read(&mut reader)), (11, oldest));
         assert_eq!(drain(&mut reader), (oldest..next).collect::<Vec<_>>());
     }
-    // A reader that is overtaken while it is open (unregistered, so that nothing waits for it) learns the same at the roll.
+    // A reader that is overtaken while it is open (unregistered, so that nothing waits for it)
+    // learns the same at the roll.
     let mut slow = Reader::open(&temp.0, None, Start::Earliest).unwrap();
     assert_eq!(gap_of(read(&mut slow)).1, oldest);
     let end = fill(&mut writer, 20);
@@ -474,7 +478,8 @@ fn a_forked_child_cannot_write_with_its_parents_writer_and_does_not_take_its_loc
     let mut reader = Reader::open(&temp.0, Some("r"), Start::Resume).unwrap();
     append(&mut writer);
     let before = writer.next_sequence();
-    // SAFETY: the child uses the core and ends by `_exit`; the core takes no lock that another thread may hold.
+    // SAFETY: the child uses the core and ends by `_exit`; the core takes no lock that another
+    // thread may hold.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let refused = |r: Result<u64>| r.is_err_and(|e| matches!(e.kind(), ErrorKind::Forked));
@@ -513,7 +518,8 @@ fn a_writer_that_was_killed_blocks_nobody_while_a_forked_child_of_it_lives_on() 
     let opened = Writer::open(&temp.0, &OPTIONS);
     let queue = QueueDir::open(&temp.0, true).unwrap();
     let reader_live = cursor::is_live(&queue, "forked").unwrap();
-    // SAFETY: the forked sleeper still lives (nobody else reaps it before its new parent does); signal 0 only asks.
+    // SAFETY: the forked sleeper still lives (nobody else reaps it before its new parent does);
+    // signal 0 only asks.
     assert_eq!(unsafe { libc::kill(sleeper, 0) }, 0);
     // SAFETY: as above.
     unsafe { libc::kill(sleeper, libc::SIGKILL) };
@@ -576,7 +582,8 @@ fn a_reader_never_repairs_or_writes_what_it_reads() {
     let mut writer = Writer::open(&temp.0, &OPTIONS).unwrap();
     fill(&mut writer, 4);
     drop(writer);
-    // As a killed writer leaves it: half a record behind the tail; and a damaged record, a missing index entry, an odd table.
+    // As a killed writer leaves it: half a record behind the tail; and a damaged record, a missing
+    // index entry, an odd table.
     let place = |name: &str| temp.0.join("segments").join(name);
     let mut reader = Reader::open(&temp.0, None, Start::Latest).unwrap();
     let tail = reader.position() % SEGMENT_BYTES;
@@ -639,7 +646,8 @@ fn seeks_by_sequence_across_segments_land_exactly() {
             sequence
         );
     }
-    // Before the first there is nothing to miss; at the end the next message is waited for; beyond it, an error.
+    // Before the first there is nothing to miss; at the end the next message is waited for; beyond
+    // it, an error.
     reader.seek(Start::Sequence(0)).unwrap();
     assert_eq!(read(&mut reader).unwrap(), Some(1));
     reader.seek(Start::Sequence(next)).unwrap();

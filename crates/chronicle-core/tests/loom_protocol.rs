@@ -1,18 +1,21 @@
-//! Model checks of `chronicle_core::protocol`: loom tries every interleaving, and every value that a load may
-//! return under the C11 memory model, of the functions that ship.
+//! Model checks of `chronicle_core::protocol`: loom tries every interleaving, and every value that
+//! a load may return under the C11 memory model, of the functions that ship.
 //!
-//! Each model is generic over [`Orderings`]. It must hold with [`Strong`], and it must fail, in the way that is named, with
-//! each mutant of which one constant is weakened: a model that cannot tell the difference would check nothing.
+//! Each model is generic over [`Orderings`]. It must hold with [`Strong`], and it must fail, in the
+//! way that is named, with each mutant of which one constant is weakened: a model that cannot tell
+//! the difference would check nothing.
 //!
 //! # Bounds
-//! The models of commit, cursor, slot and of one joiner run to the end. In the others an execution has at most [`PREEMPTIONS`]
-//! preemptions (switches away from a thread that could have gone on; switches at a blocked or finished thread are free).
-//! The mutants of P4 fail from three on, all others with one; four leaves one to spare and keeps the whole file
-//! far below a minute. Two waiters with two records, the largest model, have three.
+//! The models of commit, cursor, slot and of one joiner run to the end. In the others an execution
+//! has at most [`PREEMPTIONS`] preemptions (switches away from a thread that could have gone on;
+//! switches at a blocked or finished thread are free). The mutants of P4 fail from three on, all
+//! others with one; four leaves one to spare and keeps the whole file far below a minute. Two
+//! waiters with two records, the largest model, have three.
 //!
 //! # What loom cannot show
-//! It does not delay a store past a later load of the same thread except through what other threads read (no load
-//! buffering), and treats SeqCst accesses as AcqRel; the protocols use SeqCst only for fences, which loom models.
+//! It does not delay a store past a later load of the same thread except through what other threads
+//! read (no load buffering), and treats SeqCst accesses as AcqRel; the protocols use SeqCst only
+//! for fences, which loom models.
 #![cfg(loom)]
 
 use chronicle_core::protocol::{self, Doorbell, Orderings, Slot, Strong};
@@ -32,10 +35,11 @@ fn check(bound: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
-/// Asserts that loom finds an execution of the model that fails, and that it fails first of all for the given reason.
+/// Asserts that loom finds an execution of the model that fails, and that it fails first of all for
+/// the given reason.
 ///
-/// The model runs in a child process, which is this test once more: what loom's objects do in their destructors while a failed model is
-/// unwound may panic again, and then the process aborts.
+/// The model runs in a child process, which is this test once more: what loom's objects do in their
+/// destructors while a failed model is unwound may panic again, and then the process aborts.
 macro_rules! breaks {
     ($bound:expr, $reason:expr, $model:expr) => {{
         fn here() {}
@@ -222,8 +226,9 @@ fn a_relaxed_commit_load_shows_torn_records() {
 
 // --- P2, P3, P4: wake elision ---
 
-/// The kernel's side of a futex: the word is compared under the lock of the wait queue, and `wake` takes that lock too. The lock is all that
-/// it orders: what a sleeper did before it took the lock is not ordered against what the waker did.
+/// The kernel's side of a futex: the word is compared under the lock of the wait queue, and `wake`
+/// takes that lock too. The lock is all that it orders: what a sleeper did before it took the lock
+/// is not ordered against what the waker did.
 struct Futex {
     queue: Mutex<()>,
     sleepers: Condvar,
@@ -323,12 +328,13 @@ fn killed_waiter<O: Orderings>(alive: usize) {
     let rings = (0..3).filter(|&at| queue.append::<O>(at)).count();
     killed.join().unwrap();
     alive.into_iter().for_each(|t| t.join().unwrap());
-    // A waiter that lives arms once per time it is woken, and only the ring of the one that died wakes it for nothing.
+    // A waiter that lives arms once per time it is woken, and only the ring of the one that died
+    // wakes it for nothing.
     assert!(rings <= 1 + 2 * alive_count, "the writer rings for the dead: {rings}");
 }
 
-/// The writer dies after it has cleared the flag (`moved`: and moved the futex word) but before it wakes anybody; the next writer rings
-/// once as it opens the queue, without looking at the flag.
+/// The writer dies after it has cleared the flag (`moved`: and moved the futex word) but before it
+/// wakes anybody; the next writer rings once as it opens the queue, without looking at the flag.
 fn killed_writer<O: Orderings>(moved: bool) {
     let queue = Queue::new();
     let theirs = Arc::clone(&queue);
@@ -428,8 +434,9 @@ impl Mapping {
     }
 }
 
-/// The worker fills `ready` and empties `retired`; the hot side enters each segment, from the slot or (when the worker is late) by
-/// itself, and retires the one before. Each mapping is taken once and dropped once, after its last use.
+/// The worker fills `ready` and empties `retired`; the hot side enters each segment, from the slot
+/// or (when the worker is late) by itself, and retires the one before. Each mapping is taken once
+/// and dropped once, after its last use.
 fn hand_over<O: Orderings>() {
     let drops = Drops::default();
     let slots = Arc::new([Slot::<Mapping>::default(), Slot::default()]);
@@ -458,7 +465,8 @@ fn hand_over<O: Orderings>() {
     assert!(drops.iter().all(|d| d.load(Ordering::Relaxed) == 1), "a mapping leaked or went twice");
 }
 
-/// The worker may take a mapping back out of `ready` when it is not wanted any more: two takers, one gets it.
+/// The worker may take a mapping back out of `ready` when it is not wanted any more: two takers,
+/// one gets it.
 fn two_takers<O: Orderings>() {
     let drops = Drops::default();
     let slot = Arc::new(Slot::<Mapping>::default());
@@ -501,8 +509,9 @@ fn a_relaxed_take_hands_over_a_mapping_that_is_not_filled() {
 
 const SHIFT: u32 = 16;
 
-/// Three segments that retention may delete, and a cursor per reader. The cursors stand far ahead at first, as those of readers that come
-/// back and start over: retention then has no other sign of them than the position.
+/// Three segments that retention may delete, and a cursor per reader. The cursors stand far ahead
+/// at first, as those of readers that come back and start over: retention then has no other sign of
+/// them than the position.
 struct Retained {
     floor: AtomicU64,
     positions: [AtomicU64; 2],
@@ -584,8 +593,8 @@ fn two_joiners<O: Orderings>() {
     readers.into_iter().for_each(|t| t.join().unwrap());
 }
 
-/// The one before was killed after it had raised the floor, before it looked at the cursors again. The reader had joined by then, or joins
-/// now.
+/// The one before was killed after it had raised the floor, before it looked at the cursors again.
+/// The reader had joined by then, or joins now.
 fn killed_retention<O: Orderings>() {
     let queue = Retained::new();
     let theirs = Arc::clone(&queue);
@@ -625,7 +634,8 @@ fn without_the_full_fence_of_a_joiner_a_segment_is_deleted_under_it() {
 
 // --- P8: the two words of a cursor ---
 
-/// A reader commits twice; somebody looks. The record's bytes stand for what the reader does with them before it commits.
+/// A reader commits twice; somebody looks. The record's bytes stand for what the reader does with
+/// them before it commits.
 fn cursor_pair<O: Orderings>() {
     let queue = Retained::new();
     let theirs = Arc::clone(&queue);

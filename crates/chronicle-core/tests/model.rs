@@ -1,11 +1,13 @@
-//! A stateful property test: any sequence of operations does to a queue what it does to a naive model of one.
+//! A stateful property test: any sequence of operations does to a queue what it does to a naive
+//! model of one.
 //!
-//! The model is a list of messages, a number that says how many of them are gone, and a few numbers per reader. Whatever the core
-//! may choose for itself (when it rolls, which segments retention can delete) is read off the core and then held against the
-//! rules; what it must not choose (contents, order, sequence numbers, gaps, places) comes from the model.
+//! The model is a list of messages, a number that says how many of them are gone, and a few numbers
+//! per reader. Whatever the core may choose for itself (when it rolls, which segments retention can
+//! delete) is read off the core and then held against the rules; what it must not choose (contents,
+//! order, sequence numbers, gaps, places) comes from the model.
 //!
-//! `CHRONICLE_FIRE=full` runs ten times as many cases; `CHRONICLE_SEED` sets the seed. A failing case is shrunk and printed as a
-//! list of operations.
+//! `CHRONICLE_FIRE=full` runs ten times as many cases; `CHRONICLE_SEED` sets the seed. A failing
+//! case is shrunk and printed as a list of operations.
 
 #![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
 
@@ -509,7 +511,8 @@ impl World {
                     let expected = queue.get(model.next).unwrap();
                     let at =
                         run.offset + i * run.stride + chronicle_core::layout::RECORD_HEADER_BYTES;
-                    // SAFETY: the run holds its segment, and the reader has checked that its records lie in it.
+                    // SAFETY: the run holds its segment, and the reader has checked that its
+                    // records lie in it.
                     let payload = unsafe {
                         std::slice::from_raw_parts(run.segment.base().add(at), run.payload_bytes)
                     };
@@ -575,8 +578,8 @@ impl World {
         };
         let (before, first_before) = (handle.floor_segment(), side.model.first);
         let report = retention::apply(handle, &policy).unwrap();
-        // More files than the floor has moved by: a provisioner whose writer was closed may have published a segment that the
-        // next writer has long passed.
+        // More files than the floor has moved by: a provisioner whose writer was closed may have
+        // published a segment that the next writer has long passed.
         assert!(report.segments_deleted >= report.floor_segment - before);
         DELETED.fetch_add(report.segments_deleted, Ordering::Relaxed);
         assert!(report.floor_segment <= report.allowed_segment.max(before));
@@ -585,7 +588,8 @@ impl World {
         let kept: Vec<_> = info.segments.iter().filter(|s| s.first_sequence != 0).collect();
         assert_eq!(kept[0].index, report.floor_segment);
         side.model.first = kept[0].first_sequence;
-        // No live reader loses what it has not committed, as far as it existed when the reader came.
+        // No live reader loses what it has not committed, as far as it existed when the reader
+        // came.
         let live = self.readers.iter().skip(queue).step_by(QUEUES).filter(|(r, _)| r.is_some());
         for committed in live.filter_map(|(_, model)| model.committed).chain(merge_next) {
             assert!(side.model.first <= committed.max(first_before));
@@ -608,13 +612,15 @@ impl World {
     }
 }
 
-/// The only error a reader may report here: a gap from where it stood to the oldest message that exists.
+/// The only error a reader may report here: a gap from where it stood to the oldest message that
+/// exists.
 fn check_gap(error: &chronicle_core::Error, queue: &ModelQueue, next: &mut u64) {
     let ErrorKind::Gap { first_missing, next: found, reason, .. } = error.kind() else {
         panic!("{error}")
     };
     assert_eq!((*first_missing, *reason), (*next, GapReason::Retention));
-    // Unregistered places may lie between two deletions: the gap ends at what was the oldest when the reader found out.
+    // Unregistered places may lie between two deletions: the gap ends at what was the oldest when
+    // the reader found out.
     assert!(*found > *next && *found <= queue.first, "{error}; the oldest is {}", queue.first);
     *next = *found;
     GAPS.fetch_add(1, Ordering::Relaxed);

@@ -1,18 +1,19 @@
-//! The hot path makes no system call, no heap allocation and, on a memory file system, takes no page fault: append, next,
-//! commit, the fan-in's next, and rolls on both sides.
+//! The hot path makes no system call, no heap allocation and, on a memory file system, takes no
+//! page fault: append, next, commit, the fan-in's next, and rolls on both sides.
 //!
 //! # How it works
 //!
-//! The kernel counts, not we: in a child process the hot thread installs a seccomp filter for itself that traps *every*
-//! system call, and goes through more than a hundred rolls while a provisioner (a thread without the filter) serves it. The
-//! trap's handler notes the number of the call and stops the thread. The main thread watches, reads the hot thread's page
-//! faults from `/proc` before and after, and ends the process; the hot thread itself could not even exit. A thread may
-//! always install such a filter (with `PR_SET_NO_NEW_PRIVS`), so no privilege is needed.
+//! The kernel counts, not we: in a child process the hot thread installs a seccomp filter for
+//! itself that traps *every* system call, and goes through more than a hundred rolls while a
+//! provisioner (a thread without the filter) serves it. The trap's handler notes the number of the
+//! call and stops the thread. The main thread watches, reads the hot thread's page faults from
+//! `/proc` before and after, and ends the process; the hot thread itself could not even exit. A
+//! thread may always install such a filter (with `PR_SET_NO_NEW_PRIVS`), so no privilege is needed.
 //!
 //! Allocations are counted per thread by the global allocator of this binary.
 //!
-//! The hot thread waits for the provisioner only by looking at `is_provisioned`. That the trap works is shown by the same
-//! run without a provisioner, which must be caught.
+//! The hot thread waits for the provisioner only by looking at `is_provisioned`. That the trap
+//! works is shown by the same run without a provisioner, which must be caught.
 //!
 //! `CHRONICLE_FIRE=full` makes ten times as many rolls.
 
@@ -100,8 +101,8 @@ static STAGE: Stage = Stage {
 static TRAPPED: AtomicI64 = AtomicI64::new(0);
 
 extern "C" fn on_trap(_signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: for SIGSYS the kernel fills in { call address, i32 number, arch } behind three words (sigaction(2), si_syscall);
-    // on 64-bit systems the number stands at offset 24.
+    // SAFETY: for SIGSYS the kernel fills in { call address, i32 number, arch } behind three words
+    // (sigaction(2), si_syscall); on 64-bit systems the number stands at offset 24.
     let number = unsafe { info.cast::<u8>().add(24).cast::<i32>().read_unaligned() };
     TRAPPED.store(i64::from(number) + 1, Ordering::SeqCst);
     // Returning would be a system call.
@@ -132,8 +133,8 @@ fn forbid_system_calls() {
     }
 }
 
-/// Runs `step` (which returns how many rolls it has seen so far) over the warm-up, then over the measured rolls with every system
-/// call forbidden.
+/// Runs `step` (which returns how many rolls it has seen so far) over the warm-up, then over the
+/// measured rolls with every system call forbidden.
 fn run_hot(rolls: u64, mut step: impl FnMut() -> u64) -> ! {
     while step() < WARM_UP_ROLLS {}
     // SAFETY: no arguments.
@@ -188,7 +189,8 @@ fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Watches the hot thread and reports in one line: operations, rolls, allocations, minor and major faults.
+/// Watches the hot thread and reports in one line: operations, rolls, allocations, minor and major
+/// faults.
 fn watch() -> ! {
     wait_for_stage(1);
     let thread_id = STAGE.thread_id.load(Ordering::SeqCst);
@@ -392,8 +394,9 @@ fn a_strict_fan_in_and_its_rolls_make_no_system_call_and_no_allocation() {
     assert_no_call_no_allocation_no_fault("child_merge_strict");
 }
 
-/// On a file system with a device behind it: the same, but pages that were written back fault once more when they are stored
-/// to again (the kernel must learn that they are dirty), so faults are reported and not asserted.
+/// On a file system with a device behind it: the same, but pages that were written back fault once
+/// more when they are stored to again (the kernel must learn that they are dirty), so faults are
+/// reported and not asserted.
 #[test]
 fn on_the_temporary_directory_the_hot_path_makes_no_system_call_either() {
     let (code, text) = run_child("child_plain", &std::env::temp_dir());

@@ -1,13 +1,15 @@
 //! Takes the power away: builds what a disk may hold afterwards, and recovers it.
 //!
-//! The core tells this test of each fail point it passes and of each sync it has made. From that a model of the disk is
-//! kept: every page of every file in all its versions, and for each the moment of its last sync. A disk image takes each page, or each
-//! sector of 512 bytes, from any moment since then; it may lack names that were created after the last sync of their directory,
-//! still have those that were removed after it, and give files that never were synced a length of zero. Then the boot id is
-//! changed and the writer opens the image.
+//! The core tells this test of each fail point it passes and of each sync it has made. From that a
+//! model of the disk is kept: every page of every file in all its versions, and for each the moment
+//! of its last sync. A disk image takes each page, or each sector of 512 bytes, from any moment
+//! since then; it may lack names that were created after the last sync of their directory, still
+//! have those that were removed after it, and give files that never were synced a length of zero.
+//! Then the boot id is changed and the writer opens the image.
 //!
-//! It must succeed on every image, with a prefix of what was written that holds all that was flushed and retention has not taken. Some
-//! recovered images are written on, and lose their power again.
+//! It must succeed on every image, with a prefix of what was written that holds all that was
+//! flushed and retention has not taken. Some recovered images are written on, and lose their power
+//! again.
 //!
 //! `CHRONICLE_FIRE=full` for 20,000 images, otherwise 2,000. `CHRONICLE_SEED` for another run.
 
@@ -165,7 +167,8 @@ impl Disk {
     fn image(&mut self) -> Files {
         let rng = &mut self.rng;
         let by_sector = rng.chance(2);
-        // How pages are picked: 0 evenly, 1 mostly the newest, 2 mostly the oldest, 3 all or nothing.
+        // How pages are picked: 0 evenly, 1 mostly the newest, 2 mostly the oldest, 3 all or
+        // nothing.
         let taste = rng.below(4);
         let loses_names = rng.chance(2);
         let mut files = Files::new();
@@ -446,8 +449,9 @@ impl Story {
         reader.commit();
     }
 
-    /// The writer is killed when a batch is written, but for its first commit word; the next one writes records of the
-    /// same size and number there. The old ones, whole and with good checksums, must never turn up.
+    /// The writer is killed when a batch is written, but for its first commit word; the next one
+    /// writes records of the same size and number there. The old ones, whole and with good
+    /// checksums, must never turn up.
     fn die_in_a_batch(&mut self) {
         // Small, so that now and then one ends where a page or a sector does.
         let (count, len) = (50 + self.rng.below(100), 1 + self.rng.below(8) as usize);

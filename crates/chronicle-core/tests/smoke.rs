@@ -1,7 +1,7 @@
 //! The shortest way through everything: if this fails, look here first.
 
-use chronicle_core::{FanIn, MergeMode, Options, Provisioner, Reader, Start, Writer};
 use chronicle_core::queue::provision::Chores;
+use chronicle_core::{FanIn, MergeMode, Options, Provisioner, Reader, Start, Writer};
 
 fn temp(name: &str) -> std::path::PathBuf {
     let dir = std::env::temp_dir().join(format!("chronicle-{}-{name}", std::process::id()));

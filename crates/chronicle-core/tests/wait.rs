@@ -1,6 +1,8 @@
-//! Waiting: sleepers are woken, dead ones cost next to nothing, and removed queues and signals are noticed.
+//! Waiting: sleepers are woken, dead ones cost next to nothing, and removed queues and signals are
+//! noticed.
 //!
-//! Processes that must die or give up their rights are children of this binary: the test `child`, started by name.
+//! Processes that must die or give up their rights are children of this binary: the test `child`,
+//! started by name.
 
 use chronicle_core::wait::{WaitStrategy, WaitTarget, Waited, wait_any};
 use chronicle_core::{ErrorKind, Options, Reader, Start, Writer};
@@ -97,7 +99,8 @@ fn child() {
             say("woken");
         }
         "reader without rights" => {
-            // SAFETY: plain calls; root gives up its rights for good, anybody else has none to give up.
+            // SAFETY: plain calls; root gives up its rights for good, anybody else has none to give
+            // up.
             unsafe {
                 if libc::geteuid() == 0 {
                     assert_eq!(libc::setgroups(0, std::ptr::null()), 0);
@@ -272,7 +275,8 @@ extern "C" fn on_signal(_signal: libc::c_int) {}
 
 #[test]
 fn a_signal_interrupts_a_sleep_over_one_over_some_and_over_many_queues() {
-    // SAFETY: a handler that does nothing, for a signal that nobody else uses; plain data, filled in.
+    // SAFETY: a handler that does nothing, for a signal that nobody else uses; plain data, filled
+    // in.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_signal as *const () as usize;

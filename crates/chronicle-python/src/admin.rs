@@ -61,10 +61,15 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
     ))
 }
 
-/// Reads every message, checksums included, and tells what is damaged. `progress(done, total)` is called before each segment.
+/// Reads every message, checksums included, and tells what is damaged. `progress(done, total)` is
+/// called before each segment.
 #[pyfunction]
 #[pyo3(signature = (path, progress = None))]
-pub fn verify(py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<Bound<'_, PyDict>> {
+pub fn verify(
+    py: Python<'_>,
+    path: PathBuf,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'_, PyDict>> {
     let mut failure = None;
     let report = py
         .detach(|| {
@@ -98,9 +103,8 @@ pub fn apply_retention(
     age_ns_max: Option<u64>,
 ) -> PyResult<Bound<'_, PyDict>> {
     let policy = RetentionPolicy { bytes_max, age_ns_max };
-    let report = py
-        .detach(|| retention::apply(&QueueDir::open(&path, true)?, &policy))
-        .map_err(to_py)?;
+    let report =
+        py.detach(|| retention::apply(&QueueDir::open(&path, true)?, &policy)).map_err(to_py)?;
     Ok(dict!(py,
         "segments_deleted": report.segments_deleted, "floor_segment": report.floor_segment,
         "allowed_segment": report.allowed_segment, "held_by": report.held_by,

@@ -19,7 +19,8 @@ pub fn channel(capacity: usize) -> PyResult<(Sender, Receiver)> {
         let text = format!("bad capacity: found={capacity} expected=1 to {}", 1 << 24);
         return Err(raise("BadArgument", text, &[]));
     }
-    let shared = Arc::new(Shared { queue: ArrayQueue::new(capacity), receivers: AtomicU32::new(1) });
+    let shared =
+        Arc::new(Shared { queue: ArrayQueue::new(capacity), receivers: AtomicU32::new(1) });
     Ok((Sender { shared: Arc::clone(&shared) }, Receiver { shared }))
 }
 

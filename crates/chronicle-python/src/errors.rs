@@ -1,4 +1,5 @@
-//! The one place where the core's errors become Python's. The classes themselves live in `chronicle.errors`.
+//! The one place where the core's errors become Python's. The classes themselves live in
+//! `chronicle.errors`.
 
 use chronicle_core::{Error, ErrorKind};
 use pyo3::exceptions::PyOSError;

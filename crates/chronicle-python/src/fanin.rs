@@ -54,7 +54,9 @@ impl FanInReader {
     fn remove_reader(&self, py: Python<'_>, source: usize) -> PyResult<Py<QueueReader>> {
         self.inner.with(py, |inner| {
             let absent = || {
-                let text = format!("this fan-in has no source {source}; sources are numbered by add_reader");
+                let text = format!(
+                    "this fan-in has no source {source}; sources are numbered by add_reader"
+                );
                 raise("BadArgument", text, &[])
             };
             let reader = inner.fan.remove(source).ok_or_else(absent)?;

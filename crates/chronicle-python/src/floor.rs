@@ -1,4 +1,5 @@
-//! What a native call costs when it does nothing: the floor that benchmarks of the Python interface are measured against.
+//! What a native call costs when it does nothing: the floor that benchmarks of the Python interface
+//! are measured against.
 
 use pyo3::prelude::*;
 
@@ -15,12 +16,7 @@ impl Floor {
 
     /// Takes the arguments of `append`, as Python passes them, and does nothing.
     #[pyo3(signature = (type_id, payload, *, timestamp_ns = None))]
-    fn append(
-        &self,
-        type_id: u16,
-        payload: &Bound<'_, PyAny>,
-        timestamp_ns: Option<u64>,
-    ) {
+    fn append(&self, type_id: u16, payload: &Bound<'_, PyAny>, timestamp_ns: Option<u64>) {
         let _ = (type_id, payload, timestamp_ns);
     }
 

@@ -1,7 +1,8 @@
-//! The native half of `chronicle`: PyO3 bindings of `chronicle-core`, and the one place where its errors become Python's.
+//! The native half of `chronicle`: PyO3 bindings of `chronicle-core`, and the one place where its
+//! errors become Python's.
 //!
-//! Nothing is decided here. Objects are frozen classes around an [`owned::Owned`] cell, so they do not rely on the
-//! interpreter lock and can be declared safe for free-threaded builds.
+//! Nothing is decided here. Objects are frozen classes around an [`owned::Owned`] cell, so they do
+//! not rely on the interpreter lock and can be declared safe for free-threaded builds.
 
 mod admin;
 mod channel;

@@ -1,4 +1,5 @@
-//! What a reader gives out: one message, or a run of them. Both export their bytes and keep the mapping alive.
+//! What a reader gives out: one message, or a run of them. Both export their bytes and keep the
+//! mapping alive.
 
 use chronicle_core::layout::{RECORD_ALIGN, RECORD_HEADER_BYTES};
 use chronicle_core::queue::reader::RecordRun;
@@ -13,8 +14,8 @@ use std::ffi::c_int;
 
 const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 
-/// One message, in place: nothing was copied. Its bytes stay valid for as long as this object or a view of it lives, whatever
-/// happens to the reader, the queue or the file.
+/// One message, in place: nothing was copied. Its bytes stay valid for as long as this object or a
+/// view of it lives, whatever happens to the reader, the queue or the file.
 #[pyclass(frozen, module = "chronicle")]
 pub struct Message {
     /// Changed only by [`Pool`], while nobody but the pool holds the object.
@@ -28,7 +29,8 @@ struct Place {
     segment: Arc<Segment>,
 }
 
-// SAFETY: the place is written only by `Pool::message`, which holds the only reference then; all other uses are reads.
+// SAFETY: the place is written only by `Pool::message`, which holds the only reference then; all
+// other uses are reads.
 unsafe impl Sync for Message {}
 
 impl Message {
@@ -47,9 +49,10 @@ impl Message {
 
 /// Messages that a reader has given out and may use again.
 ///
-/// A caller that keeps a message keeps a reference to it; most drop it before they ask for the next but one. An object to which
-/// only the pool refers is filled anew instead of being freed and allocated again, which is what makes `next` cost about what an
-/// empty call does. Free-threaded builds, where a count of one proves less, always allocate.
+/// A caller that keeps a message keeps a reference to it; most drop it before they ask for the next
+/// but one. An object to which only the pool refers is filled anew instead of being freed and
+/// allocated again, which is what makes `next` cost about what an empty call does. Free-threaded
+/// builds, where a count of one proves less, always allocate.
 #[derive(Default)]
 pub struct Pool {
     given: [Option<Py<Message>>; 2],
@@ -71,7 +74,8 @@ impl Pool {
             // SAFETY: a live object; we are attached.
             && unsafe { ffi::Py_REFCNT(given.as_ptr()) } == 1
         {
-            // SAFETY: the pool's reference is the only one, and it does not leave this thread before we return: nobody reads.
+            // SAFETY: the pool's reference is the only one, and it does not leave this thread
+            // before we return: nobody reads.
             let place = unsafe { &mut *given.get().place.get() };
             place.raw = raw;
             place.source = source;
@@ -125,10 +129,17 @@ impl Message {
     }
 
     fn __repr__(&self) -> String {
-        let source = if self.place().source >= 0 { format!(" source={}", self.place().source) } else { String::new() };
+        let source = if self.place().source >= 0 {
+            format!(" source={}", self.place().source)
+        } else {
+            String::new()
+        };
         format!(
             "<Message seq={} timestamp_ns={} type_id={} len={}{source}>",
-            self.place().raw.sequence, self.place().raw.timestamp_ns, self.place().raw.type_id, self.place().raw.len
+            self.place().raw.sequence,
+            self.place().raw.timestamp_ns,
+            self.place().raw.type_id,
+            self.place().raw.len
         )
     }
 
@@ -145,8 +156,8 @@ impl Message {
     }
 }
 
-/// A run of messages of one type and size, evenly spaced in the mapping. Exports the bytes from the first record's header
-/// to the last payload's end; `chronicle` lays a NumPy array over them.
+/// A run of messages of one type and size, evenly spaced in the mapping. Exports the bytes from the
+/// first record's header to the last payload's end; `chronicle` lays a NumPy array over them.
 #[pyclass(frozen, module = "chronicle._core")]
 pub struct Run {
     run: RecordRun,
@@ -218,9 +229,12 @@ unsafe fn export<T>(
         return Err(PyBufferError::new_err("no view to fill"));
     }
     if flags & ffi::PyBUF_WRITABLE == ffi::PyBUF_WRITABLE {
-        return Err(PyBufferError::new_err("messages are read-only; copy the payload to change it"));
+        return Err(PyBufferError::new_err(
+            "messages are read-only; copy the payload to change it",
+        ));
     }
-    // What PyBuffer_FillInfo would store, without the call: this is half the cost of `Message.payload`.
+    // What PyBuffer_FillInfo would store, without the call: this is half the cost of
+    // `Message.payload`.
     // SAFETY: the caller's promise; the view takes its own reference to the owner.
     unsafe {
         ffi::Py_INCREF(owner.as_ptr());

@@ -1,9 +1,9 @@
 //! A cell for what one thread at a time may use: present, moved to another owner, or closed.
 //!
 //! # Orderings
-//! - B1: `busy` Release store in the guard's drop -> Acquire in `try_mark_busy`. Whoever enters sees what the
-//!   one before did. Where threads take turns under the interpreter lock a load and a store will do (nobody can
-//!   come between them); in a free-threaded build it is an exchange.
+//! - B1: `busy` Release store in the guard's drop -> Acquire in `try_mark_busy`. Whoever enters
+//!   sees what the one before did. Where threads take turns under the interpreter lock a load and a
+//!   store will do (nobody can come between them); in a free-threaded build it is an exchange.
 
 use crate::errors::raise;
 use chronicle_core::sync::{AtomicU32, Ordering};
@@ -33,7 +33,8 @@ fn try_mark_busy(busy: &AtomicU32) -> bool {
     {
         let free = busy.load(Ordering::Acquire) == 0;
         if free {
-            // Relaxed: threads that enter later do so after a change of the interpreter lock's holder.
+            // Relaxed: threads that enter later do so after a change of the interpreter lock's
+            // holder.
             busy.store(1, Ordering::Relaxed);
         }
         free
@@ -49,7 +50,8 @@ struct Entered<'a, T>(&'a Owned<T>);
 impl<T> Entered<'_, T> {
     #[inline(always)]
     fn state(&mut self) -> &mut State<T> {
-        // SAFETY: `busy` makes us the only one inside until we are dropped, and the borrow ends before that.
+        // SAFETY: `busy` makes us the only one inside until we are dropped, and the borrow ends
+        // before that.
         unsafe { &mut *self.0.state.get() }
     }
 }
@@ -105,8 +107,8 @@ impl<T> Owned<T> {
         Ok(())
     }
 
-    /// Drops the value, without the interpreter lock: that may unmap or wait. Closing twice is fine; what was moved stays
-    /// with its new owner.
+    /// Drops the value, without the interpreter lock: that may unmap or wait. Closing twice is
+    /// fine; what was moved stays with its new owner.
     pub fn close(&self, py: Python<'_>) -> PyResult<()>
     where
         T: Send,
@@ -137,7 +139,10 @@ impl<T> Owned<T> {
     fn absent_error(&self, state: &State<T>) -> PyErr {
         match state {
             State::Moved(owner) => {
-                let text = format!("this {} was handed to {owner}; use that, or take it back first", self.what);
+                let text = format!(
+                    "this {} was handed to {owner}; use that, or take it back first",
+                    self.what
+                );
                 raise("Moved", text, &[("owner", (*owner).into())])
             }
             _ => raise("Closed", format!("this {} is closed; open a new one", self.what), &[]),

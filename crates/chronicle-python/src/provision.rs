@@ -9,7 +9,8 @@ use chronicle_core::RetentionPolicy;
 use chronicle_core::queue::provision::Chores;
 use pyo3::prelude::*;
 
-/// One native thread that keeps the next segment of every attached writer and reader mapped and ready.
+/// One native thread that keeps the next segment of every attached writer and reader mapped and
+/// ready.
 #[pyclass(frozen, module = "chronicle")]
 pub struct Provisioner {
     inner: Owned<chronicle_core::Provisioner>,
@@ -47,7 +48,8 @@ impl Provisioner {
             }
             if let Ok(reader) = target.cast::<QueueReader>() {
                 if has_policy || flush_interval.is_some() {
-                    let text = "flush_interval and retention belong to the writer; attach that with them";
+                    let text =
+                        "flush_interval and retention belong to the writer; attach that with them";
                     return Err(raise("BadArgument", text.to_owned(), &[]));
                 }
                 return reader.get().inner.with(py, |r| {
@@ -56,7 +58,8 @@ impl Provisioner {
                 });
             }
             let found = target.get_type().name()?.to_string();
-            let text = format!("cannot provision: found={found} expected=a QueueWriter or QueueReader");
+            let text =
+                format!("cannot provision: found={found} expected=a QueueWriter or QueueReader");
             Err(raise("BadArgument", text, &[]))
         })
     }
@@ -71,7 +74,11 @@ impl Provisioner {
     }
 
     #[pyo3(signature = (*_exception))]
-    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<()> {
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exception: &Bound<'_, pyo3::types::PyTuple>,
+    ) -> PyResult<()> {
         self.close(py)
     }
 }

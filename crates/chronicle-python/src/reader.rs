@@ -61,8 +61,7 @@ impl QueueReader {
     ) -> PyResult<Self> {
         let start = parse_start(start_kind, start_value)?;
         let strategy = waiting::strategy(wait_strategy)?;
-        let reader =
-            py.detach(|| Reader::open(&path, name.as_deref(), start)).map_err(to_py)?;
+        let reader = py.detach(|| Reader::open(&path, name.as_deref(), start)).map_err(to_py)?;
         Ok(Self { inner: Owned::new("reader", Inner::new(reader)), strategy, name, path })
     }
 

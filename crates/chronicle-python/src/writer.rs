@@ -25,8 +25,9 @@ fn bytes_of<T: Element>(buffer: &PyBuffer<T>) -> PyResult<&[u8]> {
     if buffer.len_bytes() == 0 {
         return Ok(&[]);
     }
-    // SAFETY: the exporter keeps `len_bytes` contiguous bytes at this address until the buffer is released. That nobody writes to
-    // them meanwhile is the caller's business, as with every buffer: a torn copy would be published, memory stays safe.
+    // SAFETY: the exporter keeps `len_bytes` contiguous bytes at this address until the buffer is
+    // released. That nobody writes to them meanwhile is the caller's business, as with every
+    // buffer: a torn copy would be published, memory stays safe.
     Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) })
 }
 

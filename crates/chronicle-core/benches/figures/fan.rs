@@ -7,7 +7,8 @@ const PAYLOAD_BYTES: usize = 64;
 const FEW: usize = 8;
 const MANY: usize = 512;
 
-/// Writes `count` messages over the sources, every source with every so-manieth, in an order that jumps between sources.
+/// Writes `count` messages over the sources, every source with every so-manieth, in an order that
+/// jumps between sources.
 fn write(run: &Run, sources: usize, count: usize) -> Vec<crate::tool::Scratch> {
     let per_source = count / sources;
     let segment_bytes = (per_source * 96 + 65_536).next_power_of_two().max(1 << 16) as u64;

@@ -1,8 +1,9 @@
-//! One-way latency between two processes on two cores, against the cache-line round trip between the same cores.
+//! One-way latency between two processes on two cores, against the cache-line round trip between
+//! the same cores.
 //!
 //! The sender stamps each message with the time at which it *should* be sent (a fixed rate), so a
-//! message that waits behind a late one counts its wait (no coordinated omission). The clock of both
-//! processes is the CPU's invariant time-stamp counter.
+//! message that waits behind a late one counts its wait (no coordinated omission). The clock of
+//! both processes is the CPU's invariant time-stamp counter.
 
 use crate::tool::{
     Report, Run, SharedPage, histogram, median, median_ratio, ns_per_tick, pin, ticks,

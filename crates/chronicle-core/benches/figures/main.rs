@@ -4,8 +4,8 @@
 //! cargo bench --package chronicle-core --bench figures -- append --dir /dev/shm/x [--quick]
 //! ```
 //!
-//! Each benchmark checks its own results (counts, sums, order) and prints one JSON object. Floors are measured in
-//! the same rounds as what is compared with them.
+//! Each benchmark checks its own results (counts, sums, order) and prints one JSON object. Floors
+//! are measured in the same rounds as what is compared with them.
 
 #![allow(clippy::print_stdout)] // The result is what it prints.
 

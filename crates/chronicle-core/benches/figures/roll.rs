@@ -1,8 +1,9 @@
 //! Appends that roll, against all others, with a provisioner attached, at a fixed rate.
 //!
-//! Each repetition takes the worst append at a roll and the 99.9 % quantile of the others. The machine's own noise
-//! (interrupts, a hypervisor) hits rolls as it hits everything; it makes single worst cases arbitrary, so the
-//! figure is the median over repetitions, and the worst of all stands beside it.
+//! Each repetition takes the worst append at a roll and the 99.9 % quantile of the others. The
+//! machine's own noise (interrupts, a hypervisor) hits rolls as it hits everything; it makes single
+//! worst cases arbitrary, so the figure is the median over repetitions, and the worst of all stands
+//! beside it.
 
 use crate::tool::{Report, Run, histogram, median, ns_per_tick, pin, ticks};
 use chronicle_core::queue::provision::Chores;

@@ -1,6 +1,7 @@
 //! Sustained throughput: one writer process, one reader process, two cores, provisioners attached.
 //!
-//! The provisioners share the two cores with the writer and the reader: what they cost is part of the figure.
+//! The provisioners share the two cores with the writer and the reader: what they cost is part of
+//! the figure.
 
 use crate::tool::{Report, Run, SharedPage, ns_per_tick, pin, ticks};
 use chronicle_core::queue::provision::Chores;

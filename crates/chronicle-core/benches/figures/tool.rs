@@ -111,7 +111,8 @@ pub fn fresh_map(path: &Path, bytes: usize) -> Map {
     map
 }
 
-/// A page that two processes map: words on lines of their own (two apart, because lines are fetched in pairs).
+/// A page that two processes map: words on lines of their own (two apart, because lines are fetched
+/// in pairs).
 pub struct SharedPage(Map);
 
 impl SharedPage {
@@ -136,7 +137,8 @@ impl SharedPage {
         unsafe { &*self.0.base().add(line * 128).cast::<AtomicU64>() }
     }
 
-    /// Waits until both processes have come here for the `round`-th time. Panics if the other does not come for a minute.
+    /// Waits until both processes have come here for the `round`-th time. Panics if the other does
+    /// not come for a minute.
     pub fn meet(&self, mine: usize, theirs: usize, round: u64) {
         self.word(mine).store(round, Ordering::Release);
         let start_ns = monotonic_ns();

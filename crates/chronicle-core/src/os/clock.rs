@@ -1,10 +1,10 @@
 //! The wall clock in nanoseconds, without a system call.
 //!
-//! On x86-64 with an invariant counter, a [`Clock`] reads the time-stamp counter and extrapolates from the last
-//! `clock_gettime` by at most [`RESYNC_NS`]; then it reads that clock again (through the vDSO, which makes no system call
-//! where the kernel's clock source is the counter itself). Elsewhere it is `clock_gettime`.
-//! The time of one `Clock` never steps back because of a resync; it does if the wall clock itself is set back by more than a resync
-//! can hide.
+//! On x86-64 with an invariant counter, a [`Clock`] reads the time-stamp counter and extrapolates
+//! from the last `clock_gettime` by at most [`RESYNC_NS`]; then it reads that clock again (through
+//! the vDSO, which makes no system call where the kernel's clock source is the counter itself).
+//! Elsewhere it is `clock_gettime`. The time of one `Clock` never steps back because of a resync;
+//! it does if the wall clock itself is set back by more than a resync can hide.
 
 const RESYNC_NS: u64 = 1_000_000;
 
@@ -67,12 +67,13 @@ impl Clock {
             return wall_ns();
         }
         let since = ticks().wrapping_sub(self.base_ticks);
-        let extrapolated = self.base_ns
-            + ((u128::from(since) * u128::from(self.ns_per_tick_q32)) >> 32) as u64;
+        let extrapolated =
+            self.base_ns + ((u128::from(since) * u128::from(self.ns_per_tick_q32)) >> 32) as u64;
         let ticks_before = ticks();
         let now = wall_ns();
         self.base_ticks = ticks_before;
-        // A resync corrects drift; small corrections backwards are absorbed so that one clock reads monotonically.
+        // A resync corrects drift; small corrections backwards are absorbed so that one clock reads
+        // monotonically.
         let absorb = extrapolated > now && extrapolated - now < RESYNC_NS;
         self.base_ns = if absorb { extrapolated } else { now };
         self.base_ns
@@ -82,8 +83,8 @@ impl Clock {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn ticks() -> u64 {
-    // SAFETY: every x86-64 has the counter; user space may read it unless the kernel forbids it, which Linux
-    // does only for processes that ask for that (prctl PR_SET_TSC).
+    // SAFETY: every x86-64 has the counter; user space may read it unless the kernel forbids it,
+    // which Linux does only for processes that ask for that (prctl PR_SET_TSC).
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
@@ -93,7 +94,8 @@ fn ticks() -> u64 {
     0
 }
 
-/// Nanoseconds per tick as a fraction of 2^32, or 0 if the counter does not run at a constant rate. Measured once per process.
+/// Nanoseconds per tick as a fraction of 2^32, or 0 if the counter does not run at a constant rate.
+/// Measured once per process.
 fn calibration() -> u64 {
     static ONCE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *ONCE.get_or_init(|| if counter_is_invariant() { measure_rate() } else { 0 })
@@ -111,7 +113,8 @@ fn counter_is_invariant() -> bool {
     false
 }
 
-/// Two milliseconds give the rate to a few parts per million; a resync every millisecond keeps the error in nanoseconds.
+/// Two milliseconds give the rate to a few parts per million; a resync every millisecond keeps the
+/// error in nanoseconds.
 fn measure_rate() -> u64 {
     let pair = || {
         // Of some tries the one with the least counter time around the clock read is the best pair.
@@ -150,7 +153,8 @@ mod tests {
             let now = clock.now_ns();
             let after = wall_ns();
             assert!(now >= last);
-            // A descheduled thread widens [before, after]; drift within one resync is far below 100 us.
+            // A descheduled thread widens [before, after]; drift within one resync is far below 100
+            // us.
             assert!(now + 100_000 >= before && now <= after + 100_000, "{before} {now} {after}");
             last = now;
         }

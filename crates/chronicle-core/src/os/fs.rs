@@ -1,4 +1,5 @@
-//! Files below one directory, by descriptor: no path is walked twice, and no symbolic link is followed.
+//! Files below one directory, by descriptor: no path is walked twice, and no symbolic link is
+//! followed.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::ffi::{CString, OsString};
@@ -195,8 +196,9 @@ pub fn file_len(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }
 
-/// Most bytes that one `fallocate` is asked for. A signal ends the call and undoes it (a tmpfs does so), and Python installs its
-/// handlers without SA_RESTART: under a fast timer a long call would never come to its end.
+/// Most bytes that one `fallocate` is asked for. A signal ends the call and undoes it (a tmpfs does
+/// so), and Python installs its handlers without SA_RESTART: under a fast timer a long call would
+/// never come to its end.
 const ALLOCATE_BYTES_MAX: u64 = 4 << 20;
 
 /// What the file takes on its file system.
@@ -213,7 +215,8 @@ pub fn is_tmpfs(file: &File) -> io::Result<bool> {
     Ok(stat.f_type == libc::TMPFS_MAGIC)
 }
 
-/// Makes the file `len` bytes long with all blocks allocated, or fails (ENOSPC) with nothing promised.
+/// Makes the file `len` bytes long with all blocks allocated, or fails (ENOSPC) with nothing
+/// promised.
 pub fn allocate(file: &File, len: u64) -> io::Result<()> {
     let mut at = 0;
     while at < len {
@@ -249,10 +252,12 @@ fn write_zeros(file: &File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// An open-file-description lock on one byte of a file, held until dropped or until the process dies.
+/// An open-file-description lock on one byte of a file, held until dropped or until the process
+/// dies.
 ///
-/// A forked child would hold a copy of the description, and with it the lock beyond its parent's death; so the descriptors of all
-/// locks are registered and the child closes its copies as it starts.
+/// A forked child would hold a copy of the description, and with it the lock beyond its parent's
+/// death; so the descriptors of all locks are registered and the child closes its copies as it
+/// starts.
 pub struct ByteLock {
     file: ManuallyDrop<File>,
     byte: i64,
@@ -296,7 +301,8 @@ impl ByteLock {
 impl Drop for ByteLock {
     fn drop(&mut self) {
         if !self.registered.is_ours() {
-            // A forked child: its copy of the descriptor is closed already, the number may be another file now.
+            // A forked child: its copy of the descriptor is closed already, the number may be
+            // another file now.
             return;
         }
         self.registered.forget();

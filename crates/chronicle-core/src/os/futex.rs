@@ -1,7 +1,8 @@
-//! Sleeping on words in shared memory: futex(2) and futex_waitv(2). Never the private flavour: waiters and wakers are different
-//! processes.
+//! Sleeping on words in shared memory: futex(2) and futex_waitv(2). Never the private flavour:
+//! waiters and wakers are different processes.
 //!
-//! Kernels before 5.16 have no futex_waitv, and some sandboxes forbid it; [`wait_any`] then naps for [`NAP`] and lets the caller look again.
+//! Kernels before 5.16 have no futex_waitv, and some sandboxes forbid it; [`wait_any`] then naps
+//! for [`NAP`] and lets the caller look again.
 
 use crate::sync::AtomicU32;
 use std::io;

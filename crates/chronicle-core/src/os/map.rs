@@ -15,8 +15,8 @@ pub struct Map {
     writable: bool,
 }
 
-// SAFETY: a `Map` is an address range; what may be done with the bytes from which thread is up to the types
-// that are laid over it, and each of those uses atomics or owns the range.
+// SAFETY: a `Map` is an address range; what may be done with the bytes from which thread is up to
+// the types that are laid over it, and each of those uses atomics or owns the range.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
@@ -54,8 +54,9 @@ impl Map {
         self.writable
     }
 
-    /// Enters every page into the page table, so that no later access faults. For writable maps the pages are
-    /// made writable (and allocated, so a full disk shows here: ENOSPC, ENOMEM or EFAULT).
+    /// Enters every page into the page table, so that no later access faults. For writable maps the
+    /// pages are made writable (and allocated, so a full disk shows here: ENOSPC, ENOMEM or
+    /// EFAULT).
     pub fn populate(&self) -> io::Result<()> {
         self.populate_bytes(self.len)
     }
@@ -72,8 +73,8 @@ impl Map {
         if error.raw_os_error() != Some(libc::EINVAL) {
             return Err(error);
         }
-        // Before Linux 5.14 there is no such advice: touch the pages. They are allocated already (fallocate), so
-        // this reads only; the first store to each page then costs a minor fault.
+        // Before Linux 5.14 there is no such advice: touch the pages. They are allocated already
+        // (fallocate), so this reads only; the first store to each page then costs a minor fault.
         for offset in (0..len).step_by(super::super::layout::PAGE_BYTES) {
             // SAFETY: inside the mapping; volatile so that the read is not optimised away.
             unsafe { self.base().add(offset).read_volatile() };
@@ -81,13 +82,15 @@ impl Map {
         Ok(())
     }
 
-    /// Asks for large pages, and tells whether the first page became one. They come only from a tmpfs that was mounted to give
-    /// them (`huge=advise`, `within_size` or `always`), only while a file is new, and make populating it many times cheaper.
+    /// Asks for large pages, and tells whether the first page became one. They come only from a
+    /// tmpfs that was mounted to give them (`huge=advise`, `within_size` or `always`), only while a
+    /// file is new, and make populating it many times cheaper.
     pub fn try_huge(&self, file: &File) -> io::Result<bool> {
         if self.len < HUGE_PAGE_BYTES || !super::fs::is_tmpfs(file)? {
             return Ok(false);
         }
-        // SAFETY: advice does not change contents. A kernel without large pages refuses it, which shows below.
+        // SAFETY: advice does not change contents. A kernel without large pages refuses it, which
+        // shows below.
         unsafe { libc::madvise(self.base().cast(), self.len, libc::MADV_HUGEPAGE) };
         self.populate_bytes(super::super::layout::PAGE_BYTES)?;
         Ok(super::fs::allocated_bytes(file)? >= HUGE_PAGE_BYTES as u64)
@@ -107,7 +110,8 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new`, and whoever lays types over it holds an `Arc` of the owner.
+        // SAFETY: the range was mapped by `new`, and whoever lays types over it holds an `Arc` of
+        // the owner.
         unsafe { libc::munmap(self.base().cast(), self.len) };
     }
 }

@@ -1,4 +1,5 @@
-//! The only home of system calls. Each file wraps one family of them and turns errors into [`crate::Error`].
+//! The only home of system calls. Each file wraps one family of them and turns errors into
+//! [`crate::Error`].
 
 pub mod clock;
 pub mod fs;

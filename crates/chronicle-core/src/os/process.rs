@@ -19,22 +19,23 @@ extern "C" fn after_fork_in_child() {
         if fd != 0 {
             // Relaxed: as above.
             place.store(0, Ordering::Relaxed);
-            // SAFETY: the descriptor is our copy of a lock file; its owner object knows that it is gone. `close` is
-            // async-signal-safe.
+            // SAFETY: the descriptor is our copy of a lock file; its owner object knows that it is
+            // gone. `close` is async-signal-safe.
             unsafe { libc::close(fd as libc::c_int - 1) };
         }
     }
 }
 
-/// How often this process image was forked since it first opened a queue. A handle that was opened at another count belongs to
-/// the parent. Costs one load.
+/// How often this process image was forked since it first opened a queue. A handle that was opened
+/// at another count belongs to the parent. Costs one load.
 #[inline(always)]
 pub fn fork_generation() -> u64 {
     // Relaxed: changed only by the fork itself, before any thread of the child runs.
     FORKS.load(Ordering::Relaxed)
 }
 
-/// From now on [`fork_generation`] counts. Everything that compares it calls this (or opens a lock, which does) first.
+/// From now on [`fork_generation`] counts. Everything that compares it calls this (or opens a lock,
+/// which does) first.
 pub fn watch_forks() {
     static HOOK: OnceLock<()> = OnceLock::new();
     HOOK.get_or_init(|| {
@@ -50,8 +51,8 @@ pub struct BlockedSignals {
     not_send: std::marker::PhantomData<*const ()>,
 }
 
-/// Blocks every signal that some other thread can take as well. Those that an instruction of this very thread raises stay, and so
-/// does the profiler's.
+/// Blocks every signal that some other thread can take as well. Those that an instruction of this
+/// very thread raises stay, and so does the profiler's.
 pub fn block_signals() -> BlockedSignals {
     const LEFT: [libc::c_int; 8] = [
         libc::SIGSEGV,
@@ -63,7 +64,8 @@ pub fn block_signals() -> BlockedSignals {
         libc::SIGSYS,
         libc::SIGPROF,
     ];
-    // SAFETY: signal sets are plain data, filled in by the calls; none of them can fail with these arguments.
+    // SAFETY: signal sets are plain data, filled in by the calls; none of them can fail with these
+    // arguments.
     unsafe {
         let mut mask: libc::sigset_t = std::mem::zeroed();
         let mut before: libc::sigset_t = std::mem::zeroed();

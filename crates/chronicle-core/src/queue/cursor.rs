@@ -1,6 +1,7 @@
 //! A named reader's place, in one mapped page.
 //!
-//! The reader holds a lock on the file while it lives; that lock is what "live" means to retention, whatever the reader does or does not commit.
+//! The reader holds a lock on the file while it lives; that lock is what "live" means to retention,
+//! whatever the reader does or does not commit.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -65,7 +66,8 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// A page whose magic and words are zero is a cursor whose creator died before its header was complete: the magic is stored last.
+    /// A page whose magic and words are zero is a cursor whose creator died before its header was
+    /// complete: the magic is stored last.
     fn check_or_init(&self, queue: &QueueDir, file_name: &str) -> Result<()> {
         // SAFETY: the map is one page, as long as the block.
         let bytes = unsafe { std::slice::from_raw_parts(self.map.base(), CURSOR_BYTES) };
@@ -76,8 +78,8 @@ impl Cursor {
         let block = self.map.base().cast::<CursorBlock>();
         let created_ns = clock::wall_ns();
         let crc = header_crc(CURSOR_MAGIC, FORMAT_VERSION, queue.identity.queue_id, created_ns);
-        // SAFETY: the page is ours (locked); these fields are plain data that nobody reads before the magic is there. Volatile, so that
-        // the magic stays the last store.
+        // SAFETY: the page is ours (locked); these fields are plain data that nobody reads before
+        // the magic is there. Volatile, so that the magic stays the last store.
         unsafe {
             (&raw mut (*block).version).write_volatile(FORMAT_VERSION);
             (&raw mut (*block).queue_id).write_volatile(queue.identity.queue_id);
@@ -93,7 +95,8 @@ impl Cursor {
 
     #[inline(always)]
     fn block(&self) -> &CursorBlock {
-        // SAFETY: the map is one page, page-aligned, as long as the block; what changes in it is atomic.
+        // SAFETY: the map is one page, page-aligned, as long as the block; what changes in it is
+        // atomic.
         unsafe { &*self.map.base().cast::<CursorBlock>() }
     }
 
@@ -101,7 +104,8 @@ impl Cursor {
     pub fn resume_sequence(&self) -> Option<u64> {
         // Acquire: pairs with the Release in `place`.
         let placed = self.block().placed.load(Ordering::Acquire) == 1;
-        // Relaxed: our own word, under our lock; a former owner's store was visible before its lock was freed.
+        // Relaxed: our own word, under our lock; a former owner's store was visible before its lock
+        // was freed.
         placed.then(|| self.block().next_sequence.load(Ordering::Relaxed))
     }
 
@@ -122,7 +126,8 @@ impl Cursor {
 
     /// Where a recovery has cut the queue below this cursor, and the reader has not been told yet.
     pub fn cut_sequence(&self) -> Option<u64> {
-        // Relaxed: our own word, under our lock; recovery stored it before the queue had a writer again.
+        // Relaxed: our own word, under our lock; recovery stored it before the queue had a writer
+        // again.
         let sequence = self.block().cut_sequence.load(Ordering::Relaxed);
         (sequence != 0).then_some(sequence)
     }
@@ -151,18 +156,20 @@ impl Cursor {
     }
 }
 
-/// Opens or creates the file and locks it; gives a second descriptor of the same file, to be mapped.
+/// Opens or creates the file and locks it; gives a second descriptor of the same file, to be
+/// mapped.
 ///
-/// The file that is locked must not be the one that is mapped: a mapping keeps the open file description alive, and with it the
-/// lock. A child that its reader forked has the mapping and would hold the lock beyond the reader's death.
+/// The file that is locked must not be the one that is mapped: a mapping keeps the open file
+/// description alive, and with it the lock. A child that its reader forked has the mapping and
+/// would hold the lock beyond the reader's death.
 fn lock_file(queue: &QueueDir, name: &str, file_name: &str) -> Result<(ByteLock, File)> {
     let io = |what, e| Error::io(what, queue.readers.join(file_name), e);
     loop {
         let file = queue.readers.open_or_create(file_name, queue.file_mode)?;
         let taken = ByteLock::try_take(file, LOCK_BYTE).map_err(|e| io("lock", e))?;
         match taken {
-            // Removed between our open and our lock: retention would not see this file, nor another reader of that name. Each
-            // further round needs another removal.
+            // Removed between our open and our lock: retention would not see this file, nor another
+            // reader of that name. Each further round needs another removal.
             Ok(lock) if fs::is_unlinked(lock.file()) => drop(lock),
             Ok(lock) => {
                 let file = queue.readers.open_file(file_name, true)?;
@@ -255,8 +262,8 @@ pub fn inspect(queue: &QueueDir, name: &str) -> Result<CursorInfo> {
     Ok(info)
 }
 
-/// Tells the cursor of a cut: messages from `next_sequence` on are gone. Whether the cursor stood behind it. One that cannot be
-/// read is left to its reader, which reports it.
+/// Tells the cursor of a cut: messages from `next_sequence` on are gone. Whether the cursor stood
+/// behind it. One that cannot be read is left to its reader, which reports it.
 pub fn mark_cut(queue: &QueueDir, name: &str, next_sequence: u64) -> Result<bool> {
     match inspect(queue, name) {
         Ok(info) if info.placed && info.next_sequence > next_sequence => {}

@@ -46,8 +46,8 @@ impl QueueDir {
         Self::open(path, true)
     }
 
-    /// Opens a queue that exists. A reader asks for `writable` to be able to sleep on the doorbell; where that is not allowed
-    /// the maps are read-only (see [`QueueDir::is_writable`]).
+    /// Opens a queue that exists. A reader asks for `writable` to be able to sleep on the doorbell;
+    /// where that is not allowed the maps are read-only (see [`QueueDir::is_writable`]).
     pub fn open(path: &Path, writable: bool) -> Result<Self> {
         let root = Dir::open(path)?;
         let (control_file, writable) = match root.open_file(CONTROL_FILE, writable) {
@@ -59,7 +59,8 @@ impl QueueDir {
         };
         let control =
             map_exact(&root, CONTROL_FILE, &control_file, CONTROL_BYTES as u64, writable)?;
-        // SAFETY: the map is a page long and page-aligned; `Identity` is plain data at its start, which never changes.
+        // SAFETY: the map is a page long and page-aligned; `Identity` is plain data at its start,
+        // which never changes.
         let identity = unsafe { control.base().cast::<Identity>().read() };
         check_identity(&root.join(CONTROL_FILE), &identity)?;
         let table_file = root.open_file(TABLE_FILE, writable)?;
@@ -83,7 +84,8 @@ impl QueueDir {
 
     #[inline(always)]
     pub fn control(&self) -> &ControlBlock {
-        // SAFETY: the map is `CONTROL_BYTES` long and page-aligned; beyond the identity it consists of atomics only.
+        // SAFETY: the map is `CONTROL_BYTES` long and page-aligned; beyond the identity it consists
+        // of atomics only.
         unsafe { &*self.control.base().cast::<ControlBlock>() }
     }
 
@@ -102,8 +104,8 @@ impl QueueDir {
     /// The slot that a segment's entry uses. Which segment it describes is for the caller to check.
     pub fn table_slot(&self, segment: u64) -> &TableEntry {
         let slot = (segment % self.table_capacity()) as usize;
-        // SAFETY: `slot` is below the capacity that the map's length was checked against; entries consist of atomics and
-        // are 8-aligned (64-byte header, 40-byte entries).
+        // SAFETY: `slot` is below the capacity that the map's length was checked against; entries
+        // consist of atomics and are 8-aligned (64-byte header, 40-byte entries).
         unsafe {
             &*self
                 .table
@@ -125,7 +127,8 @@ impl QueueDir {
     /// Announces a segment that the writer is about to enter. Stores only.
     pub fn write_table_entry(&self, segment: u64, first_sequence: u64) {
         let entry = self.table_slot(segment);
-        // Relaxed: the entry is invalid while its index is being changed; the Release below publishes it.
+        // Relaxed: the entry is invalid while its index is being changed; the Release below
+        // publishes it.
         entry.index_plus_1.store(0, Ordering::Relaxed);
         failpoint::hit("table.cleared");
         entry.end_offset.store(0, Ordering::Release);
@@ -160,7 +163,8 @@ impl QueueDir {
         self.identity.flags & CONTROL_FLAG_CRC != 0
     }
 
-    /// Whether this process may store into the control block (a read-only mount or a foreign owner forbids it).
+    /// Whether this process may store into the control block (a read-only mount or a foreign owner
+    /// forbids it).
     pub fn is_writable(&self) -> bool {
         self.control.is_writable()
     }
@@ -210,8 +214,9 @@ fn table_bytes(capacity: u32) -> u64 {
 
 /// Maps a file that must have exactly this size: a shorter one would turn a load into a SIGBUS.
 ///
-/// The size is looked at after the mapping is made and before it is used, so that a file which is replaced or being built
-/// meanwhile is refused. Against somebody who may write the file and truncates it later, nothing helps but the file's mode.
+/// The size is looked at after the mapping is made and before it is used, so that a file which is
+/// replaced or being built meanwhile is refused. Against somebody who may write the file and
+/// truncates it later, nothing helps but the file's mode.
 pub fn map_exact(dir: &Dir, name: &str, file: &File, bytes: u64, writable: bool) -> Result<Map> {
     let map = Map::new(file, bytes as usize, writable)
         .map_err(|e| Error::io("map", dir.join(name), e))?;
@@ -264,7 +269,8 @@ pub fn expect_magic(path: &str, found: [u8; 8], expected: [u8; 8]) -> Result<()>
 }
 
 fn identity_crc(identity: &Identity) -> u32 {
-    // SAFETY: `Identity` is plain data without padding before `header_crc` (offsets are asserted in layout).
+    // SAFETY: `Identity` is plain data without padding before `header_crc` (offsets are asserted in
+    // layout).
     let bytes = unsafe {
         std::slice::from_raw_parts(
             std::ptr::from_ref(identity).cast::<u8>(),
@@ -315,7 +321,8 @@ fn check_table(path: &str, table: &Map, identity: &Identity) -> Result<()> {
 /// CRC of the first `len` bytes of a header. The header types have no padding there.
 pub fn crc_of<T>(header: &T, len: usize) -> u32 {
     assert!(len <= size_of::<T>());
-    // SAFETY: `len` bytes of an initialised value of a `repr(C)` type without padding in that range.
+    // SAFETY: `len` bytes of an initialised value of a `repr(C)` type without padding in that
+    // range.
     let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(header).cast::<u8>(), len) };
     crc32c::crc32c(bytes)
 }
@@ -360,7 +367,8 @@ fn create(path: &Path, options: &Options) -> Result<()> {
     })
 }
 
-/// Makes the directory and those above it, and syncs the names: what is flushed into a queue must be found again.
+/// Makes the directory and those above it, and syncs the names: what is flushed into a queue must
+/// be found again.
 fn make_directory(path: &Path, mode: u32) -> Result<()> {
     let io = |what, path: &Path, e| Error::io(what, path.display().to_string(), e);
     let missing: Vec<_> =
@@ -408,8 +416,8 @@ fn refuse_foreign(root: &Dir) -> Result<()> {
     }
 }
 
-/// Segments without a control file are a queue that lost it. A new control file would give the directory another identity, and
-/// nothing could read those segments again.
+/// Segments without a control file are a queue that lost it. A new control file would give the
+/// directory another identity, and nothing could read those segments again.
 fn refuse_orphans(root: &Dir) -> Result<()> {
     match root.subdir(SEGMENTS_DIR)?.list()?.into_iter().find(|n| !n.ends_with(".tmp")) {
         None => Ok(()),
@@ -421,7 +429,8 @@ fn refuse_orphans(root: &Dir) -> Result<()> {
     }
 }
 
-/// Creates a file of `bytes` zeros, lets `fill` write into it, makes it durable and publishes it by rename.
+/// Creates a file of `bytes` zeros, lets `fill` write into it, makes it durable and publishes it by
+/// rename.
 pub fn write_new(
     dir: &Dir,
     name: &str,
@@ -467,6 +476,7 @@ pub fn full_or(error: std::io::Error, dir: &Dir, name: &str, needed_bytes: u64) 
 
 /// Stores the maximum of what is there and `value`.
 pub fn store_max(word: &AtomicU64, value: u64) {
-    // AcqRel: the durable watermark must not be seen before the data it speaks of was synced by the same thread.
+    // AcqRel: the durable watermark must not be seen before the data it speaks of was synced by the
+    // same thread.
     word.fetch_max(value, Ordering::AcqRel);
 }

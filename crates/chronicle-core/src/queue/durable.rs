@@ -1,7 +1,8 @@
 //! What is on disk for certain, and how to get there.
 //!
-//! The watermark in the control block is stored after the data it speaks of was synced, and is itself synced after that;
-//! so whichever version of the control page a power loss leaves behind, it never promises too much.
+//! The watermark in the control block is stored after the data it speaks of was synced, and is
+//! itself synced after that; so whichever version of the control page a power loss leaves behind,
+//! it never promises too much.
 //!
 //! All syncs of a queue go through here, so that the power-loss test knows of each.
 
@@ -13,8 +14,8 @@ use crate::queue::segment;
 use crate::sync::Ordering;
 use std::fs::File;
 
-/// Syncs every segment from the durable position to `position`, then moves the watermark. `next_sequence` is the sequence
-/// number at `position`.
+/// Syncs every segment from the durable position to `position`, then moves the watermark.
+/// `next_sequence` is the sequence number at `position`.
 pub fn flush_to(queue: &QueueDir, position: u64, next_sequence: u64) -> Result<()> {
     let control = queue.control();
     // Acquire: as `store_max`.

@@ -121,13 +121,13 @@ pub struct VerifyReport {
     pub payload_bytes: u64,
     pub timestamp_first: u64,
     pub timestamp_max: u64,
-    /// Position and reason of each stretch that cannot be read; several missing segments in a row are one. Reading goes on in
-    /// the next segment that exists.
+    /// Position and reason of each stretch that cannot be read; several missing segments in a row
+    /// are one. Reading goes on in the next segment that exists.
     pub damage: Vec<(u64, String)>,
 }
 
-/// Reads every record, checksums included. Takes as long as reading the files does. `progress` is told how many of how many
-/// segments are done.
+/// Reads every record, checksums included. Takes as long as reading the files does. `progress` is
+/// told how many of how many segments are done.
 pub fn verify(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<VerifyReport> {
     let queue = Arc::new(QueueDir::open(path, false)?);
     let (floor, tail) = (queue.floor_segment(), queue.tail_segment());
@@ -169,7 +169,8 @@ pub fn verify(path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<VerifyR
     Ok(report)
 }
 
-/// Notes that the segments from `due` to before `index` are missing, if that is not retention's doing.
+/// Notes that the segments from `due` to before `index` are missing, if that is not retention's
+/// doing.
 fn note_missing(queue: &QueueDir, due: u64, index: u64, report: &mut VerifyReport) -> bool {
     let due = due.max(queue.floor_segment());
     if due >= index {
@@ -180,8 +181,8 @@ fn note_missing(queue: &QueueDir, due: u64, index: u64, report: &mut VerifyRepor
     true
 }
 
-/// Whether a segment without a roll marker is one that the writer is leaving just now, or was about to leave when it died: the
-/// tail hint is stored before the marker.
+/// Whether a segment without a roll marker is one that the writer is leaving just now, or was about
+/// to leave when it died: the tail hint is stored before the marker.
 fn is_being_left(queue: &QueueDir, segment: &Segment, sequence: u64) -> bool {
     Segment::open(queue, segment.index + 1, false)
         .is_ok_and(|next| next.index == queue.tail_segment() && next.first_sequence() == sequence)

@@ -71,7 +71,8 @@ pub enum Start {
     Time(u64),
 }
 
-/// Queue parts and readers are named by `[A-Za-z0-9._-]+`, at most 128 bytes, not starting with a dot.
+/// Queue parts and readers are named by `[A-Za-z0-9._-]+`, at most 128 bytes, not starting with a
+/// dot.
 pub fn check_name(what: &'static str, name: &str) -> Result<()> {
     let fine = !name.is_empty()
         && name.len() <= 128

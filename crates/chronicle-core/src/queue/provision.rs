@@ -1,21 +1,25 @@
 //! The native worker that makes rolls free of system calls.
 //!
-//! Each writer and reader has an [`Endpoint`]: a slot with the next segment, mapped and prefaulted, and slots for the mappings it has
-//! left behind. A [`Provisioner`] is one thread that fills the one and empties the others. The hot side only exchanges
-//! pointers; where the worker is late it does the work itself, or waits for it if it has begun, and counts that.
+//! Each writer and reader has an [`Endpoint`]: a slot with the next segment, mapped and prefaulted,
+//! and slots for the mappings it has left behind. A [`Provisioner`] is one thread that fills the
+//! one and empties the others. The hot side only exchanges pointers; where the worker is late it
+//! does the work itself, or waits for it if it has begun, and counts that.
 //!
 //! # When both do the same work
 //!
-//! A writer that is faster than its worker would build each segment beside it, and both would take twice as long. So
-//! one of them marks that it builds, and the other waits (an inline roll) or comes back later (a worker).
+//! A writer that is faster than its worker would build each segment beside it, and both would take
+//! twice as long. So one of them marks that it builds, and the other waits (an inline roll) or
+//! comes back later (a worker).
 //!
-//! Workers and readers' rolls may still prepare the same segment. Whoever renames first has made the file, the other opens it, and both
-//! mappings are good. What the worker then leaves in the slot is not wanted any more; it takes it back itself, because it would keep the
-//! wanted segment out and so make the next roll late as well. Everything else goes through slots (P5 in [`crate::protocol`]).
+//! Workers and readers' rolls may still prepare the same segment. Whoever renames first has made
+//! the file, the other opens it, and both mappings are good. What the worker then leaves in the
+//! slot is not wanted any more; it takes it back itself, because it would keep the wanted segment
+//! out and so make the next roll late as well. Everything else goes through slots (P5 in
+//! [`crate::protocol`]).
 //!
 //! # Orderings
-//! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in `try_building`. Who may build sees what the
-//!   one before has left in the slot.
+//! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in
+//!   `try_building`. Who may build sees what the one before has left in the slot.
 
 use crate::error::Result;
 use crate::os::process;
@@ -37,8 +41,9 @@ const RETIRED_SLOTS: usize = 4;
 const IDLE: Duration = Duration::from_micros(250);
 /// How long it lets an endpoint alone whose segment could not be prepared.
 const BACKOFF: Duration = Duration::from_millis(50);
-/// The same for a reader whose next segment does not exist yet: this for each client of the worker, between the two limits. So a
-/// few readers are served at once, and many do not keep the worker busy with looking.
+/// The same for a reader whose next segment does not exist yet: this for each client of the worker,
+/// between the two limits. So a few readers are served at once, and many do not keep the worker
+/// busy with looking.
 const MISSING_PER_CLIENT: Duration = Duration::from_micros(100);
 const MISSING_MIN: Duration = IDLE;
 const MISSING_MAX: Duration = Duration::from_millis(20);
@@ -59,7 +64,8 @@ pub struct Endpoint {
     closed: AtomicU32,
     /// 1 while somebody builds the wanted segment. B1.
     building: AtomicU32,
-    /// Mappings that the hot side had to unmap itself, and segments it had to open itself, while a worker was attached.
+    /// Mappings that the hot side had to unmap itself, and segments it had to open itself, while a
+    /// worker was attached.
     late: AtomicU64,
     errors: AtomicU64,
 }
@@ -132,8 +138,9 @@ impl Endpoint {
         free.is_ok().then_some(Building(self))
     }
 
-    /// For an inline roll: keeps the worker from building what the caller builds; if the worker is at it, waits for it and gives
-    /// what it has built. Waits as long as that takes: building it twice at once would take longer.
+    /// For an inline roll: keeps the worker from building what the caller builds; if the worker is
+    /// at it, waits for it and gives what it has built. Waits as long as that takes: building it
+    /// twice at once would take longer.
     pub fn build_alone(&self, index: u64) -> (Building<'_>, Option<Arc<Segment>>) {
         loop {
             if let Some(building) = self.try_building() {
@@ -181,7 +188,8 @@ impl Endpoint {
     /// The worker's part: empty the retired slots, fill the ready one.
     fn serve(&self, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
-        // Acquire: what the hot side did to the segments before came before; it is theirs, nothing is read through the number.
+        // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
+        // is read through the number.
         let wanted = self.wanted.load(Ordering::Acquire);
         if *done == wanted {
             return Ok(worked);
@@ -204,7 +212,8 @@ impl Endpoint {
             self.open_prefaulted(wanted)
         };
         if self.wanted.load(Ordering::Acquire) != wanted {
-            // The hot side was faster. An error says no more than that (a segment that has been entered is no longer new).
+            // The hot side was faster. An error says no more than that (a segment that has been
+            // entered is no longer new).
             return Ok(Served::Worked);
         }
         let Some(segment) = prepared? else {
@@ -215,7 +224,8 @@ impl Endpoint {
         Ok(Served::Worked)
     }
 
-    /// A reader's next segment; `None` if the writer has not prepared it yet, or retention was faster.
+    /// A reader's next segment; `None` if the writer has not prepared it yet, or retention was
+    /// faster.
     fn open_prefaulted(&self, index: u64) -> Result<Option<Arc<Segment>>> {
         let segment = match Segment::open(&self.queue, index, false) {
             Err(e) if e.is_not_found() => return Ok(None),
@@ -276,12 +286,14 @@ struct Client {
 
 #[derive(Default)]
 struct Shared {
-    /// Attached since the worker last looked. The worker keeps its clients to itself, so that attaching never waits for its work.
+    /// Attached since the worker last looked. The worker keeps its clients to itself, so that
+    /// attaching never waits for its work.
     new_clients: Mutex<Vec<Client>>,
     stop: AtomicU32,
 }
 
-/// One worker thread for any number of writers and readers. Dropping it stops the thread; its clients then roll inline.
+/// One worker thread for any number of writers and readers. Dropping it stops the thread; its
+/// clients then roll inline.
 pub struct Provisioner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -293,7 +305,8 @@ impl Provisioner {
         process::watch_forks();
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        // Signals are for the threads that wait for them; here they would only interrupt system calls.
+        // Signals are for the threads that wait for them; here they would only interrupt system
+        // calls.
         let _blocked = process::block_signals();
         let thread =
             std::thread::Builder::new().name("chr-provision".into()).spawn(move || theirs.run())?;
@@ -335,10 +348,12 @@ impl Provisioner {
         self.fork_generation != process::fork_generation()
     }
 
-    /// Stops the thread and waits for it. What is still to be flushed at an interval is flushed first.
+    /// Stops the thread and waits for it. What is still to be flushed at an interval is flushed
+    /// first.
     pub fn stop(&mut self) {
         if self.is_inherited() {
-            // A forked child has neither the thread, which it would wait for in vain, nor a list that is surely unlocked.
+            // A forked child has neither the thread, which it would wait for in vain, nor a list
+            // that is surely unlocked.
             std::mem::forget(self.thread.take());
             return;
         }
@@ -379,7 +394,8 @@ impl Shared {
             for client in &mut clients {
                 worked |= client.serve(now, missing_pause);
             }
-            // A chore may wait for the device: one at a time, the one that is most overdue, and all segments are served in between.
+            // A chore may wait for the device: one at a time, the one that is most overdue, and all
+            // segments are served in between.
             let due = clients.iter_mut().filter(|c| c.due().is_some_and(|due| due <= now));
             if let Some(client) = due.min_by_key(|c| c.due()) {
                 client.do_chores(now);
@@ -435,7 +451,8 @@ impl Client {
         flush.into_iter().chain(retention).min()
     }
 
-    /// Does what is due. What fails is tried again later, and does not keep the segments from being served.
+    /// Does what is due. What fails is tried again later, and does not keep the segments from being
+    /// served.
     fn do_chores(&mut self, now: Instant) {
         if let Some(policy) = &self.chores.retention
             && now >= self.retention_due

@@ -1,7 +1,7 @@
 //! A reader: maps segments read-only, trusts no byte, and never loses a message silently.
 //!
-//! `next` is one Acquire load and a few comparisons; it makes no system call and touches no heap, rolls included if a
-//! provisioner is attached.
+//! `next` is one Acquire load and a few comparisons; it makes no system call and touches no heap,
+//! rolls included if a provisioner is attached.
 
 use crate::error::{Error, ErrorKind, GapReason, Result};
 use crate::layout::*;
@@ -81,12 +81,14 @@ pub struct Reader {
     name: String,
 }
 
-// SAFETY: the raw base pointer belongs to `segment`, which moves along; nothing is tied to a thread.
+// SAFETY: the raw base pointer belongs to `segment`, which moves along; nothing is tied to a
+// thread.
 unsafe impl Send for Reader {}
 
 impl Reader {
-    /// Opens a reader of a queue that exists. With a name it is registered: it has a cursor, and while it
-    /// lives retention waits for it. Where the queue cannot be written to (a read-only mount), or without a name, it is not.
+    /// Opens a reader of a queue that exists. With a name it is registered: it has a cursor, and
+    /// while it lives retention waits for it. Where the queue cannot be written to (a read-only
+    /// mount), or without a name, it is not.
     ///
     /// # Errors
     /// `NotAQueue`, `Format`; `ReaderActive`; `SequenceNotWritten` for a start beyond the end.
@@ -117,8 +119,8 @@ impl Reader {
     /// The next record, or `None` if there is none yet. Never waits.
     ///
     /// # Errors
-    /// `Gap` once for each stretch of missing messages, then reading goes on behind it. `Corrupt` for a record that cannot be
-    /// true; the reader stays there until it seeks.
+    /// `Gap` once for each stretch of missing messages, then reading goes on behind it. `Corrupt`
+    /// for a record that cannot be true; the reader stays there until it seeks.
     #[inline(always)]
     #[allow(clippy::should_implement_trait)] // An iterator cannot lend records.
     pub fn next(&mut self) -> Result<Option<Record<'_>>> {
@@ -135,7 +137,8 @@ impl Reader {
     #[inline(always)]
     pub fn peek(&mut self) -> Result<Option<RawRecord>> {
         loop {
-            // SAFETY: the base is our mapped segment's, and the offset comes from a record that ended at or below the limit.
+            // SAFETY: the base is our mapped segment's, and the offset comes from a record that
+            // ended at or below the limit.
             match unsafe { slot_at(self.base, self.geometry, self.offset) } {
                 Slot::Empty => return Ok(None),
                 Slot::Record(raw) => {
@@ -206,8 +209,8 @@ impl Reader {
         .into())
     }
 
-    /// Whether a gap explains this record: the segment must agree with its number, and retention only ever skips forward (a cut uses
-    /// numbers again).
+    /// Whether a gap explains this record: the segment must agree with its number, and retention
+    /// only ever skips forward (a cut uses numbers again).
     fn may_be_gap(&self, raw: &RawRecord, reason: GapReason) -> bool {
         let stands_right = if self.offset == self.geometry.data_offset() {
             raw.sequence == self.segment.first_sequence()
@@ -260,8 +263,8 @@ impl Reader {
         self.queue.corrupt(self.position(), why)
     }
 
-    /// The longest run of records from here on, at most `count_max`, that have one type and size and stand evenly spaced in one
-    /// segment; moves past it. `None` if there is no record.
+    /// The longest run of records from here on, at most `count_max`, that have one type and size
+    /// and stand evenly spaced in one segment; moves past it. `None` if there is no record.
     ///
     /// # Errors
     /// As [`Reader::next`]. A bad record behind good ones ends the run; the next call reports it.
@@ -301,7 +304,8 @@ impl Reader {
         Ok(Some(run))
     }
 
-    /// Remembers that everything delivered so far is done with. Two stores; nothing for an unregistered reader.
+    /// Remembers that everything delivered so far is done with. Two stores; nothing for an
+    /// unregistered reader.
     #[inline(always)]
     pub fn commit(&self) {
         if let Some(cursor) = &self.cursor
@@ -345,7 +349,8 @@ impl Reader {
         Ok(())
     }
 
-    /// What a waiter needs; does not borrow the reader. Follows roll markers first, so that a marker is not taken for a message.
+    /// What a waiter needs; does not borrow the reader. Follows roll markers first, so that a
+    /// marker is not taken for a message.
     pub fn wait_target(&mut self) -> WaitTarget {
         // SAFETY: as in `peek`.
         while unsafe { slot_at(self.base, self.geometry, self.offset) } == Slot::Roll {
@@ -429,7 +434,8 @@ fn open_cursor(queue: &QueueDir, name: &str) -> Result<Option<Cursor>> {
     }
 }
 
-/// Finds the place to start at and puts the cursor there, where it cannot be overtaken by retention. P7.
+/// Finds the place to start at and puts the cursor there, where it cannot be overtaken by
+/// retention. P7.
 fn start_place(queue: &Arc<QueueDir>, cursor: Option<&Cursor>, start: Start) -> Result<Place> {
     let resumes = start == Start::Resume;
     let resume_sequence = cursor.and_then(Cursor::resume_sequence);
@@ -462,7 +468,8 @@ fn start_place(queue: &Arc<QueueDir>, cursor: Option<&Cursor>, start: Start) -> 
             continue;
         }
         match (cut_sequence, cursor) {
-            // The numbers from here on were used before: whatever comes, it is not what this reader expects.
+            // The numbers from here on were used before: whatever comes, it is not what this reader
+            // expects.
             (Some(_), _) if place.gap.is_none() => {
                 place.sequence = resume_sequence.unwrap_or(0).max(place.sequence + 1);
                 place.gap = Some(GapReason::Cut);

@@ -1,22 +1,27 @@
-//! How the writer comes back: find the tail, cut what cannot be trusted, leave the files as if nothing had happened.
+//! How the writer comes back: find the tail, cut what cannot be trusted, leave the files as if
+//! nothing had happened.
 //!
 //! Two cases, told apart by the boot id that the last writer left in the control block.
 //!
-//! *Same boot.* The last writer died or closed, the page cache lived on. Its stores are all there, in program order. The tail is the first
-//! commit word that is zero; a roll that was cut short just before its marker is completed.
+//! *Same boot.* The last writer died or closed, the page cache lived on. Its stores are all there,
+//! in program order. The tail is the first commit word that is zero; a roll that was cut short just
+//! before its marker is completed.
 //!
-//! *Other boot.* Each page may come from another moment. From the durable position on a record counts only if it carries
-//! the next sequence number, fits, and passes its CRC; without checksums nothing after the durable position counts.
-//! The first record that fails is the cut. What is cut off is kept beside as `*.cut`, never silently dropped, and
-//! the cursors that stand behind the cut are told.
+//! *Other boot.* Each page may come from another moment. From the durable position on a record
+//! counts only if it carries the next sequence number, fits, and passes its CRC; without checksums
+//! nothing after the durable position counts. The first record that fails is the cut. What is cut
+//! off is kept beside as `*.cut`, never silently dropped, and the cursors that stand behind the cut
+//! are told.
 //!
-//! What a power loss may leave, and what therefore is no error: any page, sector or name that was changed after the last flush
-//! in its old state, in its new one, or in one between. What the durable watermark and the floor promise was synced before
-//! they were stored; a file that is missing against that promise is an error.
+//! What a power loss may leave, and what therefore is no error: any page, sector or name that was
+//! changed after the last flush in its old state, in its new one, or in one between. What the
+//! durable watermark and the floor promise was synced before they were stored; a file that is
+//! missing against that promise is an error.
 //!
-//! Only the writer recovers, under its lock. Running it twice, or dying inside of it, changes nothing: each
-//! step either repeats or was already done. The files that a recovery sets aside carry the epoch in their names, so that
-//! a recovery that repeats finds and reports what its forerunner has set aside.
+//! Only the writer recovers, under its lock. Running it twice, or dying inside of it, changes
+//! nothing: each step either repeats or was already done. The files that a recovery sets aside
+//! carry the epoch in their names, so that a recovery that repeats finds and reports what its
+//! forerunner has set aside.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -87,7 +92,8 @@ struct Demand {
 pub fn recover(queue: &Arc<QueueDir>) -> Result<Tail> {
     let control = queue.control();
     let present = segments_present(queue)?;
-    // The first open syncs the epoch before the first append; so while it is zero, nothing was ever appended.
+    // The first open syncs the epoch before the first append; so while it is zero, nothing was ever
+    // appended.
     if present.is_empty() && control.epoch.load(Ordering::Acquire) == 0 {
         let segment = Segment::prepare(queue, 0)?;
         failpoint::hit("create.prepared");
@@ -98,13 +104,15 @@ pub fn recover(queue: &Arc<QueueDir>) -> Result<Tail> {
     if is_same_boot(queue) { same_boot(queue, &present) } else { other_boot(queue, &present) }
 }
 
-/// Whether the last writer opened the queue in this boot, so that the page cache holds all its stores.
+/// Whether the last writer opened the queue in this boot, so that the page cache holds all its
+/// stores.
 ///
-/// A zero id counts as another boot: either the first writer died before it was through with its open (then there is nothing to lose), or
-/// the kernel does not tell (then nothing is certain).
+/// A zero id counts as another boot: either the first writer died before it was through with its
+/// open (then there is nothing to lose), or the kernel does not tell (then nothing is certain).
 pub fn is_same_boot(queue: &QueueDir) -> bool {
     let boot = process::boot_id();
-    // Relaxed: written at the writer's open only, and a writer's lock was free since; for others it is a hint.
+    // Relaxed: written at the writer's open only, and a writer's lock was free since; for others it
+    // is a hint.
     let last = [0, 1].map(|i| queue.control().boot_id[i].load(Ordering::Relaxed));
     boot == last && boot != [0, 0]
 }
@@ -161,7 +169,8 @@ fn same_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
     }
     let floor = queue.floor_segment();
     if floor > hint {
-        // One of the two is damaged; and what is written below the floor would be deleted as a leftover.
+        // One of the two is damaged; and what is written below the floor would be deleted as a
+        // leftover.
         let why = format!("the oldest segment is said to be {floor}, the newest {hint}");
         return Err(queue.corrupt(queue.geometry.position(hint, 0), why));
     }
@@ -206,8 +215,8 @@ fn same_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
     }
 }
 
-/// The tail's entry is missing if the first writer died just after it had entered segment 0, and looks complete if a writer died
-/// in a roll: then the segment goes on.
+/// The tail's entry is missing if the first writer died just after it had entered segment 0, and
+/// looks complete if a writer died in a roll: then the segment goes on.
 fn mend_table_entry(queue: &QueueDir, segment: &Segment) {
     let fine = queue.table_entry(segment.index).is_some_and(|entry| {
         // Relaxed: published by the entry's index.
@@ -220,7 +229,8 @@ fn mend_table_entry(queue: &QueueDir, segment: &Segment) {
     }
 }
 
-/// The writer died between the tail hint and the marker: everything that the marker announces is there.
+/// The writer died between the tail hint and the marker: everything that the marker announces is
+/// there.
 fn complete_roll(queue: &QueueDir, segment: &Segment, walk: &Walk) -> Result<()> {
     let next = Segment::open(queue, segment.index + 1, true)?;
     if next.first_sequence() != walk.sequence {
@@ -270,8 +280,9 @@ fn other_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
 
 /// Where the check begins: the segment of the durable position, or the oldest one.
 ///
-/// The floor is synced before a segment below it is removed. So what is missing from there up to the durable position was not
-/// taken by retention; and a durable position below the floor speaks of messages that are gone.
+/// The floor is synced before a segment below it is removed. So what is missing from there up to
+/// the durable position was not taken by retention; and a durable position below the floor speaks
+/// of messages that are gone.
 fn first_to_check(queue: &QueueDir, present: &[u64]) -> Result<u64> {
     let control = queue.control();
     let floor = queue.floor_segment();
@@ -287,7 +298,8 @@ fn first_to_check(queue: &QueueDir, present: &[u64]) -> Result<u64> {
         );
     }
     for &index in present.iter().filter(|&&i| i >= floor && i < durable_segment) {
-        // What cannot be opened is for readers to report: it does not keep the writer from going on.
+        // What cannot be opened is for readers to report: it does not keep the writer from going
+        // on.
         if let Ok(segment) = Segment::open(queue, index, true) {
             mend_durable(queue, &segment, index + 1 == durable_segment)?;
         }
@@ -295,8 +307,9 @@ fn first_to_check(queue: &QueueDir, present: &[u64]) -> Result<u64> {
     Ok(durable_segment)
 }
 
-/// Mends what a flush may have caught halfway in a segment that is durable itself: the marker, if the flush ran (in another thread)
-/// just before the writer stored it; the table entry, if its slot was just taken over by another segment.
+/// Mends what a flush may have caught halfway in a segment that is durable itself: the marker, if
+/// the flush ran (in another thread) just before the writer stored it; the table entry, if its slot
+/// was just taken over by another segment.
 fn mend_durable(queue: &QueueDir, segment: &Segment, is_last: bool) -> Result<()> {
     let fine = queue.table_entry(segment.index).is_some_and(|entry| {
         // Relaxed: published by the entry's index.
@@ -392,7 +405,8 @@ impl<'a> Checker<'a> {
         let whole = match end {
             End::Roll => {
                 queue.seal_table_entry(index, walk.timestamp_max, walk.offset);
-                // The durable position is about to move past this segment, and the new index with it.
+                // The durable position is about to move past this segment, and the new index with
+                // it.
                 sync_segment(queue, &segment)?;
                 failpoint::hit("recovery.checked");
                 true
@@ -407,11 +421,12 @@ impl<'a> Checker<'a> {
         Ok(whole)
     }
 
-    /// The number of the first record of the segment that the check begins with. Its header is certain only if it was flushed; before
-    /// that a record with a good checksum knows better.
+    /// The number of the first record of the segment that the check begins with. Its header is
+    /// certain only if it was flushed; before that a record with a good checksum knows better.
     ///
     /// # Errors
-    /// `Corrupt` if a header that was flushed contradicts the record behind it: to go on by either could use numbers again.
+    /// `Corrupt` if a header that was flushed contradicts the record behind it: to go on by either
+    /// could use numbers again.
     fn first_sequence_of(&self, segment: &Segment) -> Result<u64> {
         let header = segment.first_sequence();
         if self.is_durable(segment.index) {
@@ -440,8 +455,8 @@ impl<'a> Checker<'a> {
         Ok(if header > 0 { header } else { self.fresh_sequence(segment.index) })
     }
 
-    /// The number to go on with in a segment of which nothing is left: never one that was flushed, and the
-    /// true one if the table still knows it.
+    /// The number to go on with in a segment of which nothing is left: never one that was flushed,
+    /// and the true one if the table still knows it.
     fn fresh_sequence(&self, index: u64) -> u64 {
         let entry = self.queue.table_entry(index);
         // Relaxed: published by the entry's index.
@@ -505,7 +520,8 @@ impl<'a> Checker<'a> {
         Ok(())
     }
 
-    /// Nothing is left of the segment that the check should begin with, and no flush has promised it.
+    /// Nothing is left of the segment that the check should begin with, and no flush has promised
+    /// it.
     fn start_fresh(&self) -> Result<(Arc<Segment>, Walk)> {
         let segment = Segment::prepare(self.queue, self.first)?;
         let sequence = self.fresh_sequence(self.first);
@@ -516,7 +532,8 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Everything up to the cut is on disk: says so in the control block, and syncs that. The durable position may go back here.
+/// Everything up to the cut is on disk: says so in the control block, and syncs that. The durable
+/// position may go back here.
 fn store_watermarks(
     queue: &QueueDir,
     position: u64,
@@ -541,8 +558,8 @@ fn store_watermarks(
     Ok(())
 }
 
-/// Tells the cursors behind the cut; their readers then see a gap, even if by then there are new messages with the old
-/// numbers. Whether there were any.
+/// Tells the cursors behind the cut; their readers then see a gap, even if by then there are new
+/// messages with the old numbers. Whether there were any.
 fn mark_cursors(queue: &QueueDir, next_sequence: u64) -> Result<bool> {
     let mut any = false;
     for name in cursor::names(queue)? {
@@ -577,8 +594,9 @@ fn cut_name(queue: &QueueDir, name: &str) -> String {
     format!("{name}{}", cut_suffix(queue))
 }
 
-/// Keeps a copy of the segment in which the cut lies, if anything stands behind the cut. A disk too full for the copy is an error: nothing
-/// has been cut yet then. A copy that a recovery before this one has completed stays: it may hold more.
+/// Keeps a copy of the segment in which the cut lies, if anything stands behind the cut. A disk too
+/// full for the copy is an error: nothing has been cut yet then. A copy that a recovery before this
+/// one has completed stays: it may hold more.
 fn copy_aside(queue: &QueueDir, segment: &Segment, offset: usize) -> Result<()> {
     let name = cut_name(queue, &segment::file_name(segment.index));
     if count_behind(segment, offset) == 0 || queue.segments.open_file(&name, false).is_ok() {
@@ -597,8 +615,8 @@ fn copy_aside(queue: &QueueDir, segment: &Segment, offset: usize) -> Result<()> 
     queue.segments.rename(&tmp, &name)
 }
 
-/// The files that this recovery, or one before it that did not come to its end, has set aside, and how many of their bytes are
-/// cut off.
+/// The files that this recovery, or one before it that did not come to its end, has set aside, and
+/// how many of their bytes are cut off.
 fn aside(queue: &QueueDir, segment: &Segment, offset: usize) -> Result<(Vec<String>, u64)> {
     let suffix = cut_suffix(queue);
     let mut names = queue.segments.list()?;
@@ -631,8 +649,8 @@ fn clear_index(segment: &Segment) {
 
 fn words_behind(segment: &Segment, offset: usize) -> &[u64] {
     let len = segment.geometry.segment_bytes() - offset;
-    // SAFETY: inside the mapping, 8-aligned (offsets are multiples of RECORD_ALIGN); nobody stores there while we hold
-    // the writer lock.
+    // SAFETY: inside the mapping, 8-aligned (offsets are multiples of RECORD_ALIGN); nobody stores
+    // there while we hold the writer lock.
     unsafe { std::slice::from_raw_parts(segment.base().add(offset).cast::<u64>(), len / 8) }
 }
 
@@ -641,19 +659,21 @@ fn count_behind(segment: &Segment, offset: usize) -> u64 {
     words_behind(segment, offset).iter().filter(|&&w| w != 0).count() as u64 * 8
 }
 
-/// Makes everything behind the tail zero: half a record may stand there, and its bytes must not be taken for commit words
-/// later. Clean pages are only read.
+/// Makes everything behind the tail zero: half a record may stand there, and its bytes must not be
+/// taken for commit words later. Clean pages are only read.
 ///
-/// What was not zero is synced. Otherwise a power loss could bring back the old page behind newer ones, with records of a batch that was
-/// never committed: their checksums hold, and their sequence numbers may be just the ones that are expected there.
+/// What was not zero is synced. Otherwise a power loss could bring back the old page behind newer
+/// ones, with records of a batch that was never committed: their checksums hold, and their sequence
+/// numbers may be just the ones that are expected there.
 fn zero_behind(queue: &QueueDir, segment: &Segment, offset: usize) -> Result<()> {
     let mut at = offset;
     let mut dirty: Option<(usize, usize)> = None;
     while at < segment.geometry.segment_bytes() {
         let end = (at / PAGE_BYTES + 1) * PAGE_BYTES;
         if words_behind(segment, at)[..(end - at) / 8].iter().any(|&w| w != 0) {
-            // SAFETY: inside the mapping, which is writable for the writer; readers poll only the commit word at the
-            // tail, which is zero already (or, at a cut, there are no readers: the machine has rebooted).
+            // SAFETY: inside the mapping, which is writable for the writer; readers poll only the
+            // commit word at the tail, which is zero already (or, at a cut, there are no readers:
+            // the machine has rebooted).
             unsafe { segment.base().add(at).write_bytes(0, end - at) };
             failpoint::hit("recovery.zeroed");
             dirty = Some((dirty.map_or(at, |(first, _)| first), end));

@@ -55,8 +55,9 @@ pub fn allowed(queue: &QueueDir, policy: &RetentionPolicy, now_ns: u64) -> u64 {
         keep = keep.max(index);
     }
     let keep = keep.min(tail);
-    // A writer that dies in a roll leaves the last full segment without its marker, until the next writer stores it. An unregistered
-    // reader at its end would wait for ever if the file were gone by then.
+    // A writer that dies in a roll leaves the last full segment without its marker, until the next
+    // writer stores it. An unregistered reader at its end would wait for ever if the file were gone
+    // by then.
     if keep == tail && tail > floor && !has_marker(queue, tail - 1) { keep - 1 } else { keep }
 }
 
@@ -75,7 +76,8 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
         floor_segment: queue.floor_segment(),
         ..RetentionReport::default()
     };
-    // After a power loss the control block may speak of segments that recovery will not find. Not before a writer was here.
+    // After a power loss the control block may speak of segments that recovery will not find. Not
+    // before a writer was here.
     if !recovery::is_same_boot(queue) {
         return Ok(report);
     }
@@ -111,7 +113,8 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
     let mut names = queue.segments.list()?;
     names.retain(|name| segment::index_of(name).is_some_and(|index| index < deletable));
     if !names.is_empty() {
-        // After a power loss a file that is missing above the floor is a loss, so the floor must reach the disk first.
+        // After a power loss a file that is missing above the floor is a loss, so the floor must
+        // reach the disk first.
         durable::sync_control(queue)?;
         failpoint::hit("retention.floor_synced");
     }
@@ -128,7 +131,8 @@ pub fn apply(queue: &QueueDir, policy: &RetentionPolicy) -> Result<RetentionRepo
     Ok(report)
 }
 
-/// What is deleted is gone, so the two words that decide about it must make sense: a damaged tail would let everything go.
+/// What is deleted is gone, so the two words that decide about it must make sense: a damaged tail
+/// would let everything go.
 fn check_ends(queue: &QueueDir) -> Result<()> {
     let (floor, tail) = (queue.floor_segment(), queue.tail_segment());
     let why = if floor > tail {

@@ -1,7 +1,8 @@
 //! Finding a place: by sequence number, by time, at either end.
 //!
-//! The segment is found in the segment table, the block in the segment's sparse index, the record by walking one block. Table
-//! and index are read like everything else: what they say is checked against the records they point at.
+//! The segment is found in the segment table, the block in the segment's sparse index, the record
+//! by walking one block. Table and index are read like everything else: what they say is checked
+//! against the records they point at.
 
 use crate::error::{ErrorKind, GapReason, Result};
 use crate::layout::*;
@@ -14,7 +15,8 @@ use crate::sync::{Arc, Ordering};
 pub struct Place {
     pub segment: Arc<Segment>,
     pub offset: usize,
-    /// The sequence number to expect there. Lower than that of the record that stands there if `gap` is set.
+    /// The sequence number to expect there. Lower than that of the record that stands there if
+    /// `gap` is set.
     pub sequence: u64,
     pub gap: Option<GapReason>,
 }
@@ -28,7 +30,8 @@ impl Place {
 /// Finds a place.
 ///
 /// # Errors
-/// `SequenceNotWritten` for a sequence number beyond the next one; `Corrupt` where table or index contradict the records.
+/// `SequenceNotWritten` for a sequence number beyond the next one; `Corrupt` where table or index
+/// contradict the records.
 pub fn find(queue: &QueueDir, start: Start) -> Result<Place> {
     match start {
         Start::Latest => tail(queue),
@@ -142,7 +145,8 @@ fn segment_of_sequence(queue: &QueueDir, floor: u64, sequence: u64) -> u64 {
     low
 }
 
-/// The first record, in sequence order, whose timestamp is at least `timestamp_ns`; the end if there is none.
+/// The first record, in sequence order, whose timestamp is at least `timestamp_ns`; the end if
+/// there is none.
 fn by_time(queue: &QueueDir, timestamp_ns: u64) -> Result<Place> {
     let mut index = queue.floor_segment();
     loop {
@@ -217,7 +221,8 @@ fn entry(segment: &Segment, block: usize) -> Option<EntryView> {
     // Acquire: pairs with the Release in `write_index`.
     let offset = entry.offset.load(Ordering::Acquire) as usize;
     let geometry = segment.geometry;
-    // The record starts in or after the block: an entry that points backwards would repeat or hide messages.
+    // The record starts in or after the block: an entry that points backwards would repeat or hide
+    // messages.
     let first = geometry.data_offset().max(block * INDEX_BLOCK_BYTES);
     let plausible =
         offset.is_multiple_of(RECORD_ALIGN) && (first..geometry.data_limit()).contains(&offset);
@@ -259,17 +264,19 @@ fn last_entry(segment: &Segment, before: impl Fn(&EntryView) -> bool) -> Option<
     low.checked_sub(1)
 }
 
-/// Whether a later segment is being written although this one has no roll marker: a reader would wait here for ever. The writer
-/// stores the tail hint just before the marker, so one segment ahead says nothing; and it may have gone on since we looked at
-/// the slot, so that is looked at again.
+/// Whether a later segment is being written although this one has no roll marker: a reader would
+/// wait here for ever. The writer stores the tail hint just before the marker, so one segment ahead
+/// says nothing; and it may have gone on since we looked at the slot, so that is looked at again.
 fn is_cut_short(queue: &QueueDir, segment: &Segment, offset: usize) -> bool {
     segment.index + 1 < queue.tail_segment() && segment.slot(offset) == Slot::Empty
 }
 
-/// Walks from the last index entry that satisfies `before` to the first record that satisfies `found`, into later segments if it
-/// must; at the end asks `at_end` whether the end will do. `None` if retention was faster: then the search starts anew.
+/// Walks from the last index entry that satisfies `before` to the first record that satisfies
+/// `found`, into later segments if it must; at the end asks `at_end` whether the end will do.
+/// `None` if retention was faster: then the search starts anew.
 ///
-/// Comes to an end whatever the files hold: offsets grow within a segment, and each further segment has a higher index.
+/// Comes to an end whatever the files hold: offsets grow within a segment, and each further segment
+/// has a higher index.
 fn walk_to(
     queue: &QueueDir,
     mut segment: Arc<Segment>,

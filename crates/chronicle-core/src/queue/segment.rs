@@ -36,8 +36,8 @@ impl Segment {
     }
 
     pub fn header(&self) -> &SegmentHeader {
-        // SAFETY: a segment is larger than its header and page-aligned; the header's plain fields never change after the file
-        // is published, the rest is atomic.
+        // SAFETY: a segment is larger than its header and page-aligned; the header's plain fields
+        // never change after the file is published, the rest is atomic.
         unsafe { &*self.base().cast::<SegmentHeader>() }
     }
 
@@ -60,7 +60,8 @@ impl Segment {
 
     pub fn index_entry(&self, block: usize) -> &IndexEntry {
         assert!(block < self.geometry.index_entries());
-        // SAFETY: the index area holds `index_entries` entries after the header page; entries are atomics, 8-aligned.
+        // SAFETY: the index area holds `index_entries` entries after the header page; entries are
+        // atomics, 8-aligned.
         unsafe { &*self.base().add(PAGE_BYTES).cast::<IndexEntry>().add(block) }
     }
 
@@ -72,11 +73,13 @@ impl Segment {
         self.first_sequence() == 0 && word.load(Ordering::Acquire) == 0
     }
 
-    /// Opens a published segment for reading (or, for the writer, for writing) and checks its header.
+    /// Opens a published segment for reading (or, for the writer, for writing) and checks its
+    /// header.
     ///
     /// # Errors
-    /// `Format` for anything else than a segment of this queue with this index; that its numbers fit is checked here, so that
-    /// positions, `index + 1` and sequence numbers can be computed without a check later.
+    /// `Format` for anything else than a segment of this queue with this index; that its numbers
+    /// fit is checked here, so that positions, `index + 1` and sequence numbers can be computed
+    /// without a check later.
     pub fn open(queue: &QueueDir, index: u64, writable: bool) -> Result<Arc<Self>> {
         let name = file_name(index);
         let index_max = queue.geometry.segment_index_max();
@@ -115,8 +118,8 @@ impl Segment {
         nth.is_some_and(|nth| nth < self.geometry.records_max())
     }
 
-    /// Gives the writer a segment that it has not entered: creates and publishes it, or takes the one that was prepared
-    /// earlier. All pages are allocated and mapped when this returns.
+    /// Gives the writer a segment that it has not entered: creates and publishes it, or takes the
+    /// one that was prepared earlier. All pages are allocated and mapped when this returns.
     pub fn prepare(queue: &QueueDir, index: u64) -> Result<Arc<Self>> {
         let floor = queue.floor_segment();
         if index.saturating_sub(floor) >= queue.table_capacity() {
@@ -183,7 +186,8 @@ impl Segment {
         file.set_len(bytes).map_err(full_or)?;
         let map = dir::map_exact(&queue.segments, tmp, &file, bytes, true)?;
         let segment = Self { index, geometry: queue.geometry, map };
-        // `fallocate` takes small pages on a tmpfs that waits for advice about large ones, and what is there stays.
+        // `fallocate` takes small pages on a tmpfs that waits for advice about large ones, and what
+        // is there stays.
         if segment.map.try_huge(&file).map_err(full_or)? {
             segment.populate(queue)?;
         }
@@ -240,7 +244,8 @@ pub enum Slot {
     Bad(u32),
 }
 
-/// A record by its header. `offset` and `len` are checked against the segment, so the payload may be read.
+/// A record by its header. `offset` and `len` are checked against the segment, so the payload may
+/// be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRecord {
     pub offset: usize,
@@ -258,7 +263,8 @@ impl RawRecord {
     }
 }
 
-/// Reads what stands at `offset`, which must be 8-aligned and at most `data_limit`. Never reads outside of the segment. P1.
+/// Reads what stands at `offset`, which must be 8-aligned and at most `data_limit`. Never reads
+/// outside of the segment. P1.
 ///
 /// # Safety
 /// `base` is the start of a mapped segment of this geometry.
@@ -278,8 +284,8 @@ pub unsafe fn slot_at(base: *const u8, geometry: Geometry, offset: usize) -> Slo
     if offset + record_stride(len) > geometry.data_limit() {
         return Slot::Bad(commit);
     }
-    // SAFETY: the whole record is inside the segment (checked above) and was published before its commit word (P1), so the
-    // plain header fields behind the commit word may be read.
+    // SAFETY: the whole record is inside the segment (checked above) and was published before its
+    // commit word (P1), so the plain header fields behind the commit word may be read.
     unsafe {
         let at = base.add(offset).cast::<RecordHeader>();
         Slot::Record(RawRecord {
@@ -304,8 +310,8 @@ impl Segment {
     /// The payload of a record of this segment.
     pub fn payload(&self, record: &RawRecord) -> &[u8] {
         assert!(record.end() <= self.geometry.data_limit());
-        // SAFETY: in range; the record is committed, and committed bytes do not change while a reader may look (recovery
-        // zeroes only what was never committed).
+        // SAFETY: in range; the record is committed, and committed bytes do not change while a
+        // reader may look (recovery zeroes only what was never committed).
         unsafe {
             std::slice::from_raw_parts(
                 self.base().add(record.offset + RECORD_HEADER_BYTES),

@@ -1,8 +1,8 @@
 //! The one writer of a queue.
 //!
-//! An append is a copy, one Release store and one fence; a roll is a handful of stores if a provisioner has
-//! the next segment ready. Neither makes a system call nor touches the heap (unless a reader sleeps and must be woken,
-//! or the roll is done inline, which is counted).
+//! An append is a copy, one Release store and one fence; a roll is a handful of stores if a
+//! provisioner has the next segment ready. Neither makes a system call nor touches the heap (unless
+//! a reader sleeps and must be woken, or the roll is done inline, which is counted).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -22,7 +22,8 @@ use std::path::Path;
 /// Records of one call appear to readers in runs of at most this many bytes.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
-/// Where the writer stands. Small and together: this is all that an append touches besides the segment.
+/// Where the writer stands. Small and together: this is all that an append touches besides the
+/// segment.
 struct Head {
     base: *mut u8,
     /// Of the next record.
@@ -51,7 +52,8 @@ pub struct Writer {
     _lock: ByteLock,
 }
 
-// SAFETY: the raw base pointer belongs to `segment`, which moves along; nothing is tied to a thread.
+// SAFETY: the raw base pointer belongs to `segment`, which moves along; nothing is tied to a
+// thread.
 unsafe impl Send for Writer {}
 
 /// One record of a mixed batch, as offsets into a common buffer.
@@ -66,11 +68,13 @@ pub struct MixedBatch<'a> {
 }
 
 impl Writer {
-    /// Opens the queue for writing; creates it if it is not there, and recovers it if its last writer died.
+    /// Opens the queue for writing; creates it if it is not there, and recovers it if its last
+    /// writer died.
     ///
     /// # Errors
-    /// `WriterActive` if another writer lives; `DiskFull` if no segment can be allocated; `Format` for files of another
-    /// version or kind. `options` other than the defaults are ignored for a queue that exists.
+    /// `WriterActive` if another writer lives; `DiskFull` if no segment can be allocated; `Format`
+    /// for files of another version or kind. `options` other than the defaults are ignored for a
+    /// queue that exists.
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
         let queue = Arc::new(QueueDir::open_or_create(path, options)?);
         if !queue.is_writable() {
@@ -94,11 +98,12 @@ impl Writer {
         failpoint::hit("open.boot_id");
         // Relaxed: for messages only.
         control.opened_ns.store(clock::wall_ns(), Ordering::Relaxed);
-        // Before the first append, so that a control block with epoch zero, or with an epoch that files set aside carry already,
-        // cannot turn up beside newer records after a power loss.
+        // Before the first append, so that a control block with epoch zero, or with an epoch that
+        // files set aside carry already, cannot turn up beside newer records after a power loss.
         durable::sync_control(&queue)?;
         failpoint::hit("open.synced");
-        // The last writer may have died between a commit and its wake-up, or with the flag cleared and nobody woken.
+        // The last writer may have died between a commit and its wake-up, or with the flag cleared
+        // and nobody woken.
         ring_slowly(&control.doorbell);
         let head = Head {
             base: tail.segment.base(),
@@ -125,7 +130,8 @@ impl Writer {
     /// Appends one record; returns its sequence number. `timestamp_ns` defaults to the wall clock.
     ///
     /// # Errors
-    /// `TooLarge`; `DiskFull`, `QueueFull` or `QueueRemoved` at an inline roll. Nothing is written then and the call may be repeated.
+    /// `TooLarge`; `DiskFull`, `QueueFull` or `QueueRemoved` at an inline roll. Nothing is written
+    /// then and the call may be repeated.
     #[inline]
     pub fn append(
         &mut self,
@@ -143,7 +149,8 @@ impl Writer {
             Some(given) => given,
             None => self.clock.now_ns(),
         };
-        // SAFETY: the record fits below the limit, and a payload of this length has a commit word that is not ROLL.
+        // SAFETY: the record fits below the limit, and a payload of this length has a commit word
+        // that is not ROLL.
         unsafe {
             self.head.fill(type_id, payload, timestamp_ns);
             failpoint::hit("append.filled");
@@ -159,11 +166,12 @@ impl Writer {
         Ok(sequence)
     }
 
-    /// Appends `payloads.len() / len` records of `len` bytes each, with one fence per 256 KiB. Returns the
-    /// first sequence number, which is the next one if there are no records.
+    /// Appends `payloads.len() / len` records of `len` bytes each, with one fence per 256 KiB.
+    /// Returns the first sequence number, which is the next one if there are no records.
     ///
     /// # Errors
-    /// As [`Writer::append`]; records before the one that did not fit are published then, and [`Writer::next_sequence`] tells how many.
+    /// As [`Writer::append`]; records before the one that did not fit are published then, and
+    /// [`Writer::next_sequence`] tells how many.
     pub fn append_many(
         &mut self,
         type_id: u16,
@@ -191,8 +199,8 @@ impl Writer {
     /// Appends records of different types and sizes in order. See [`Writer::append_many`].
     ///
     /// # Errors
-    /// As [`Writer::append_many`], and `BadArgument` if the columns differ in length or a record reaches out of the buffer; that
-    /// is checked before anything is written.
+    /// As [`Writer::append_many`], and `BadArgument` if the columns differ in length or a record
+    /// reaches out of the buffer; that is checked before anything is written.
     pub fn append_mixed(&mut self, batch: MixedBatch<'_>) -> Result<u64> {
         let first = self.head.sequence;
         batch.check(self.queue.geometry.payload_bytes_max())?;
@@ -208,7 +216,8 @@ impl Writer {
         filled.map(|()| first)
     }
 
-    /// Writes a record whose commit readers cannot reach yet: the run's first commit word is still zero.
+    /// Writes a record whose commit readers cannot reach yet: the run's first commit word is still
+    /// zero.
     #[inline]
     fn append_to_run(
         &mut self,
@@ -228,7 +237,8 @@ impl Writer {
                 self.make_room(payload.len())?;
             }
         }
-        // SAFETY: the record fits below the limit, and a payload of this length has a commit word that is not ROLL.
+        // SAFETY: the record fits below the limit, and a payload of this length has a commit word
+        // that is not ROLL.
         unsafe {
             self.head.fill(type_id, payload, timestamp_ns);
             failpoint::hit("batch.filled");
@@ -275,9 +285,10 @@ impl Writer {
         self.prepare_roll();
     }
 
-    /// In the segment's last block: takes the next segment, if the worker has it, and asks for the lines that the roll will store into.
-    /// They were last touched by other cores, or never; fetched one after another at the roll they would make it several
-    /// times as long as any other append.
+    /// In the segment's last block: takes the next segment, if the worker has it, and asks for the
+    /// lines that the roll will store into. They were last touched by other cores, or never;
+    /// fetched one after another at the roll they would make it several times as long as any other
+    /// append.
     fn prepare_roll(&mut self) {
         if self.head.offset + INDEX_BLOCK_BYTES < self.head.limit {
             return;
@@ -315,7 +326,8 @@ impl Writer {
         self.roll()
     }
 
-    /// Goes on in the next segment. The order of the stores is what recovery relies on: the marker comes last.
+    /// Goes on in the next segment. The order of the stores is what recovery relies on: the marker
+    /// comes last.
     fn roll(&mut self) -> Result<()> {
         let index = self.segment.index + 1;
         let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
@@ -364,7 +376,8 @@ impl Writer {
         segment
     }
 
-    /// Makes everything that was appended durable; returns the last durable sequence number. Blocks on the device.
+    /// Makes everything that was appended durable; returns the last durable sequence number. Blocks
+    /// on the device.
     ///
     /// # Errors
     /// `Io` if the device reports one: nothing more is durable than before.
@@ -490,8 +503,8 @@ impl Head {
         } else {
             record_crc(type_id, self.flags, self.sequence, timestamp_ns, payload)
         };
-        // SAFETY: in range by the caller's promise; no reader looks behind a commit word that is zero, and we are the
-        // only writer.
+        // SAFETY: in range by the caller's promise; no reader looks behind a commit word that is
+        // zero, and we are the only writer.
         unsafe {
             let at = self.base.add(self.offset);
             let header = at.cast::<RecordHeader>();
@@ -536,7 +549,8 @@ pub(super) struct IndexNote {
     pub timestamp_max: u64,
 }
 
-/// Stores the entries of all blocks up to the record's that are still missing; returns the offset at which the next is due.
+/// Stores the entries of all blocks up to the record's that are still missing; returns the offset
+/// at which the next is due.
 #[cold]
 #[inline(never)]
 pub(super) fn write_index(segment: &Segment, note: &IndexNote) -> usize {
@@ -584,7 +598,8 @@ impl Default for Run {
 }
 
 impl Run {
-    /// Keeps the entry for [`Writer::publish_run`]: an index entry must not point at what is not committed.
+    /// Keeps the entry for [`Writer::publish_run`]: an index entry must not point at what is not
+    /// committed.
     fn note_index(&mut self, head: &Head) {
         if head.offset >= self.index_due {
             self.entries[self.entry_count] = head.index_note();

@@ -1,4 +1,5 @@
-//! What the two tests "under fire" share: sizes, seeds, records that show when they are torn, and a scan that checks all.
+//! What the two tests "under fire" share: sizes, seeds, records that show when they are torn, and a
+//! scan that checks all.
 
 #![allow(dead_code)] // Each test uses its part.
 
@@ -66,8 +67,8 @@ impl Rng {
     }
 }
 
-/// The only payload that a record of this number, type and length may have: a keyed hash, so that bytes of another record,
-/// of another attempt or of none show.
+/// The only payload that a record of this number, type and length may have: a keyed hash, so that
+/// bytes of another record, of another attempt or of none show.
 pub fn payload(sequence: u64, type_id: u16, len: usize) -> Vec<u8> {
     const KEY: u64 = 0x6368_726f_6e69_636c;
     let mut rng = Rng(mix(KEY ^ sequence) ^ mix(u64::from(type_id) << 32 | len as u64));

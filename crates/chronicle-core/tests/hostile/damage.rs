@@ -352,7 +352,8 @@ pub fn add_or_replace_tree(fixture: &Fixture, rng: &mut Rng) {
             }
         }
         1 => {
-            // Segments with numbers at the end of the numbers, with right headers, and words that lead there.
+            // Segments with numbers at the end of the numbers, with right headers, and words that
+            // lead there.
             let index =
                 rng.pick(&[u64::MAX, u64::MAX - 1, u64::MAX >> 16, (u64::MAX >> 16) + 1, 1 << 47]);
             let file = pick_segment(fixture, rng);
@@ -426,4 +427,3 @@ pub fn damage(fixture: &Fixture, rng: &mut Rng) {
         damage_structure(fixture, rng);
     }
 }
-

@@ -6,11 +6,10 @@ use chronicle_core::layout::*;
 use chronicle_core::queue::dir::QueueDir;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::queue::{cursor, inspect, retention};
-use chronicle_core::{
-    Error, ErrorKind, FanIn, MergeMode, Reader, RetentionPolicy, Start, Writer,
-};
+use chronicle_core::{Error, ErrorKind, FanIn, MergeMode, Reader, RetentionPolicy, Start, Writer};
 
-/// More than all records that could stand in all segments of a fixture, with room for repeated errors.
+/// More than all records that could stand in all segments of a fixture, with room for repeated
+/// errors.
 const STEPS_MAX: u64 = 16 * (SEGMENT_BYTES / RECORD_HEADER_BYTES) as u64;
 
 /// What a run met, so that the test can show that it did not only meet errors.
@@ -30,8 +29,15 @@ pub fn note(met: &mut Met, error: &Error) {
     assert!(!text.is_empty() && text.len() < 10_000, "{text}");
 }
 
-/// Checks one delivered record against the sequence before it, and against what was written if the queue can vouch for it.
-pub fn check_record(fixture: &Fixture, reader: &Reader, sequence: u64, payload: &[u8], type_id: u16) {
+/// Checks one delivered record against the sequence before it, and against what was written if the
+/// queue can vouch for it.
+pub fn check_record(
+    fixture: &Fixture,
+    reader: &Reader,
+    sequence: u64,
+    payload: &[u8],
+    type_id: u16,
+) {
     let vouched = fixture.checksum && reader.queue().has_checksums() && !fixture.rewritten.get();
     if vouched && sequence < fixture.sequence_end {
         assert_eq!(payload, payload_of(sequence), "sequence {sequence}");
@@ -142,7 +148,8 @@ pub fn use_reader(fixture: &Fixture, rng: &mut Rng, met: &mut Met) {
     reader.commit();
 }
 
-/// After a seek by sequence the record is that one, or there is an error, or it is yet to be written.
+/// After a seek by sequence the record is that one, or there is an error, or it is yet to be
+/// written.
 pub fn look_at_first(fixture: &Fixture, reader: &mut Reader, start: Start, met: &mut Met) {
     let expected = reader.next_sequence();
     match reader.next() {
@@ -325,4 +332,3 @@ pub fn run_one(fixtures: &mut [Fixture; 2], seed: u64, number: u64, met: &mut Me
     }
     fixtures[which].mend();
 }
-

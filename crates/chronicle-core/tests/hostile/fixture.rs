@@ -91,7 +91,8 @@ pub fn options(checksum: bool) -> Options {
     }
 }
 
-/// Fills a queue with three written segments and a prepared one. `skip` segments are written first and given to retention.
+/// Fills a queue with three written segments and a prepared one. `skip` segments are written first
+/// and given to retention.
 pub fn build(root: &Path, checksum: bool, skip: u64) -> u64 {
     let _ = std::fs::remove_dir_all(root);
     let mut writer = Writer::open(root, &options(checksum)).unwrap();
@@ -232,7 +233,8 @@ impl Fixture {
         }
         for original in &self.files {
             if !original.base.is_null() {
-                // SAFETY: our own mapping of that length, and the file has its whole length (`is_intact`).
+                // SAFETY: our own mapping of that length, and the file has its whole length
+                // (`is_intact`).
                 unsafe {
                     original.base.copy_from_nonoverlapping(
                         original.pristine.as_ptr(),
@@ -250,7 +252,8 @@ impl Fixture {
         if original.base.is_null() {
             return &mut [];
         }
-        // SAFETY: our own mapping of that length; nothing of the code under test is open while it is damaged.
+        // SAFETY: our own mapping of that length; nothing of the code under test is open while it
+        // is damaged.
         unsafe { std::slice::from_raw_parts_mut(original.base, original.pristine.len()) }
     }
 
@@ -266,4 +269,3 @@ pub fn remove_anything(path: &Path) {
         Err(_) => {}
     }
 }
-

@@ -1,6 +1,7 @@
 //! Puts every mapping of a file between two stretches of addresses that must not be touched.
 //!
-//! The test binary's `mmap` and `munmap` take the place of libc's for all Rust code in it; the code under test is unchanged.
+//! The test binary's `mmap` and `munmap` take the place of libc's for all Rust code in it; the code
+//! under test is unchanged.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -34,9 +35,7 @@ unsafe fn kernel_mmap(
     offset: i64,
 ) -> *mut c_void {
     // SAFETY: the caller's promise.
-    unsafe {
-        libc::syscall(libc::SYS_mmap, at, len, protection, flags, fd, offset) as *mut c_void
-    }
+    unsafe { libc::syscall(libc::SYS_mmap, at, len, protection, flags, fd, offset) as *mut c_void }
 }
 
 /// # Safety
@@ -73,8 +72,7 @@ pub unsafe extern "C" fn mmap(
     }
     let inside = area.wrapping_byte_add(GUARD_BYTES);
     // SAFETY: replaces the middle of the area that was just reserved.
-    let base =
-        unsafe { kernel_mmap(inside, len, protection, flags | libc::MAP_FIXED, fd, offset) };
+    let base = unsafe { kernel_mmap(inside, len, protection, flags | libc::MAP_FIXED, fd, offset) };
     if base != libc::MAP_FAILED {
         areas().used.insert(base as usize, pages);
     }
@@ -86,10 +84,7 @@ pub unsafe extern "C" fn mmap(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(at: *mut c_void, len: usize) -> c_int {
     let pages = areas().used.remove(&(at as usize));
-    assert!(
-        pages.is_none_or(|pages| pages == len.next_multiple_of(4096)),
-        "unmapped as a whole"
-    );
+    assert!(pages.is_none_or(|pages| pages == len.next_multiple_of(4096)), "unmapped as a whole");
     // SAFETY: the caller's promise.
     let rc = unsafe { libc::syscall(libc::SYS_munmap, at, len) as c_int };
     if let Some(pages) = pages {

@@ -1,21 +1,24 @@
-//! Hostile files: whatever stands in a queue's directory, nothing crashes, hangs or reads out of bounds.
+//! Hostile files: whatever stands in a queue's directory, nothing crashes, hangs or reads out of
+//! bounds.
 //!
 //! # How it works
 //!
-//! A small queue lies on a memory file system, and a copy of all its bytes in the heap. A *mutation* damages it in one to
-//! four ways, then everything that opens a queue is let loose on it, then the bytes are put back. Each mutation has its
-//! own random numbers, made from the seed and its number, so any one of them can be repeated alone.
+//! A small queue lies on a memory file system, and a copy of all its bytes in the heap. A
+//! *mutation* damages it in one to four ways, then everything that opens a queue is let loose on
+//! it, then the bytes are put back. Each mutation has its own random numbers, made from the seed
+//! and its number, so any one of them can be repeated alone.
 //!
-//! The mutations run in child processes: a crash of a child is a test failure that names the seed and the number. Every
-//! mapping of a file lies between two stretches of forbidden addresses ([`guard`]), so that a read past either end is a
-//! crash and not a look at a neighbour. A count of steps finds loops in the reader; an alarm ends a child that hangs
-//! elsewhere (a safety net: no time is asserted).
+//! The mutations run in child processes: a crash of a child is a test failure that names the seed
+//! and the number. Every mapping of a file lies between two stretches of forbidden addresses
+//! ([`guard`]), so that a read past either end is a crash and not a look at a neighbour. A count of
+//! steps finds loops in the reader; an alarm ends a child that hangs elsewhere (a safety net: no
+//! time is asserted).
 //!
-//! What a reader delivers is checked as well: sequences without holes unless a gap was reported, and, where the queue has
-//! checksums, exactly the bytes that were written.
+//! What a reader delivers is checked as well: sequences without holes unless a gap was reported,
+//! and, where the queue has checksums, exactly the bytes that were written.
 //!
-//! `CHRONICLE_FIRE=full` runs a million mutations, otherwise a tenth; `CHRONICLE_SEED` sets the seed;
-//! `CHRONICLE_HOSTILE_COUNT` sets the number of mutations (a memory checker is slow).
+//! `CHRONICLE_FIRE=full` runs a million mutations, otherwise a tenth; `CHRONICLE_SEED` sets the
+//! seed; `CHRONICLE_HOSTILE_COUNT` sets the number of mutations (a memory checker is slow).
 //! `CHRONICLE_HOSTILE_ONE=n` repeats mutation `n` in this process.
 
 #![allow(clippy::print_stdout)] // Seeds and counts, for who repeats a run.
@@ -65,7 +68,8 @@ fn arm_alarm() {
     unsafe { libc::setitimer(libc::ITIMER_REAL, &limit, std::ptr::null_mut()) };
 }
 
-/// Runs the mutations `first, first + step, ...` below `end`; writes each number to `progress` before it begins.
+/// Runs the mutations `first, first + step, ...` below `end`; writes each number to `progress`
+/// before it begins.
 fn run_range(seed: u64, first: u64, step: u64, end: u64, progress: &File) -> Met {
     arm_alarm();
     let base = shared_memory().join(format!("chronicle-hostile-{}", std::process::id()));
@@ -180,7 +184,8 @@ fn tempfile(name: &str) -> (File, PathBuf) {
     (file, path)
 }
 
-/// The guard itself: without it, a read past the end of a mapping could find a neighbour and go unseen.
+/// The guard itself: without it, a read past the end of a mapping could find a neighbour and go
+/// unseen.
 #[test]
 #[ignore = "run by the driver, in a process of its own"]
 fn child_that_reads_past_the_end() {
@@ -207,4 +212,3 @@ fn a_read_past_the_end_of_a_mapping_is_a_crash_in_these_tests() {
     assert!(!status.success(), "{status}");
     assert_eq!(SEGMENT_BYTES % RECORD_ALIGN, 0);
 }
-
