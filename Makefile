@@ -24,7 +24,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-loom test-python fire bench lint wheel fmt clean
+.PHONY: help setup demo test test-rust test-loom test-python test-asan fire bench lint wheel fmt \
+	clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,11 @@ test-loom: ## Model checks of the memory orderings
 
 test-python: $(EXTENSION) ## pytest; ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
+
+test-asan: ## The hostile-file test under AddressSanitizer (two thousand mutations)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CHRONICLE_HOSTILE_COUNT=2000 \
+		cargo test --package chronicle-core --target-dir target/asan \
+		--target $(shell rustc -vV | sed -n 's/^host: //p') --test hostile
 
 fire: ## All tests with the torture tests at full size (long)
 	$(MAKE) test FIRE=full

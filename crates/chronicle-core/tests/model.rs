@@ -253,6 +253,8 @@ fn options() -> Options {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // It would go on adding segments to what is being removed.
+        self.provisioner.stop();
         let _ = std::fs::remove_dir_all(&self.root);
     }
 }

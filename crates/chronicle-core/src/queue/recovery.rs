@@ -174,8 +174,9 @@ fn same_boot(queue: &Arc<QueueDir>, present: &[u64]) -> Result<Tail> {
         let why = format!("the oldest segment is said to be {floor}, the newest {hint}");
         return Err(queue.corrupt(queue.geometry.position(hint, 0), why));
     }
-    // The segment before the hint may lack its marker: the hint is stored first.
-    let before = hint.checked_sub(1).filter(|index| present.contains(index));
+    // The segment before the hint may lack its marker: the hint is stored first. Not below the floor: retention lets nothing go that
+    // lacks its marker, and a file that is left there after a power loss may hold anything.
+    let before = (hint > queue.floor_segment()).then(|| hint - 1).filter(|i| present.contains(i));
     let mut index = before.unwrap_or(hint);
     loop {
         let segment = match Segment::open(queue, index, true) {
