@@ -32,7 +32,7 @@ fn child_arguments(run: &Run, name: &str) -> Vec<OsString> {
 
 fn main() {
     let mut names = Vec::new();
-    let mut run = Run { dir: PathBuf::from("/dev/shm/chronicle-figures"), quick: false, idle_pauses: std::env::var("PAUSES").map_or(0, |s| s.parse().unwrap()) };
+    let mut run = Run { dir: PathBuf::from("/dev/shm/chronicle-figures"), quick: false };
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {

@@ -102,9 +102,6 @@ fn read(run: &Run, reader: &mut Reader, ns: f64) -> f64 {
                 sum = sum.wrapping_add(u64::from_le_bytes(word));
                 break;
             }
-            for _ in 0..run.idle_pauses {
-                std::hint::spin_loop();
-            }
         }
         if i == 0 {
             start = ticks();

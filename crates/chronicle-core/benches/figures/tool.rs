@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 pub struct Run {
     pub dir: PathBuf,
     pub quick: bool,
-    pub idle_pauses: u32,
 }
 
 impl Run {
