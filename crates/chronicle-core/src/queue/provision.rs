@@ -132,17 +132,17 @@ impl Endpoint {
         prefetch_write(std::ptr::from_ref(&self.wanted).cast());
     }
 
-    fn try_building(self: &Arc<Self>) -> Option<Building> {
+    fn try_building(&self) -> Option<Building<'_>> {
         // Relaxed on failure: nothing is read then.
         let free = self.building.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
         // Not `then_some`: a right that was not got must not be given back.
-        free.is_ok().then(|| Building(Arc::clone(self)))
+        free.is_ok().then(|| Building(self))
     }
 
     /// For an inline roll: keeps the worker from building what the caller builds; if the worker is
     /// at it, waits for it and gives what it has built. Waits as long as that takes: building it
-    /// twice at once would take longer. The caller keeps the right until it wants the next segment.
-    pub fn build_alone(self: &Arc<Self>, index: u64) -> (Building, Option<Arc<Segment>>) {
+    /// twice at once would take longer.
+    pub fn build_alone(&self, index: u64) -> (Building<'_>, Option<Arc<Segment>>) {
         loop {
             if let Some(building) = self.try_building() {
                 // The worker may have finished since the caller looked.
@@ -187,7 +187,7 @@ impl Endpoint {
     }
 
     /// The worker's part: empty the retired slots, fill the ready one.
-    fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
+    fn serve(&self, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
         // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
         // is read through the number.
@@ -247,9 +247,9 @@ impl Endpoint {
 }
 
 /// The right to build the wanted segment.
-pub struct Building(Arc<Endpoint>);
+pub struct Building<'a>(&'a Endpoint);
 
-impl Drop for Building {
+impl Drop for Building<'_> {
     fn drop(&mut self) {
         // B1.
         self.0.building.store(0, Ordering::Release);

@@ -12,7 +12,7 @@ use crate::protocol::{self, Strong};
 use crate::queue::dir::{self, LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
 use crate::queue::durable;
 use crate::queue::options::Options;
-use crate::queue::provision::{Building, Endpoint};
+use crate::queue::provision::Endpoint;
 use crate::queue::recovery::{self, RecoveryReport};
 use crate::queue::segment::Segment;
 use crate::sync::{Arc, AtomicU32, Ordering};
@@ -331,12 +331,9 @@ impl Writer {
     fn roll(&mut self) -> Result<()> {
         let index = self.segment.index + 1;
         let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
-        let (next, building) = match taken {
-            Some(next) => (next, None),
-            None => {
-                let (next, building) = self.prepare_inline(index)?;
-                (next, Some(building))
-            }
+        let (next, inline) = match taken {
+            Some(next) => (next, false),
+            None => (self.prepare_inline(index)?, true),
         };
         failpoint::hit("roll.taken");
         next.enter(self.head.sequence);
@@ -352,15 +349,13 @@ impl Writer {
         let word = unsafe { CommitWord::at(self.head.base, self.head.offset) };
         word.store(COMMIT_ROLL);
         failpoint::hit("roll.marked");
-        let counter = if building.is_some() { &control.rolls_inline } else { &control.rolls };
+        let counter = if inline { &control.rolls_inline } else { &control.rolls };
         // Relaxed: a counter for people.
         counter.fetch_add(1, Ordering::Relaxed);
         failpoint::hit("roll.counted");
         let old = std::mem::replace(&mut self.segment, next);
         self.endpoint.retire(old);
         self.endpoint.want(index + 1);
-        drop(building);
-
         self.head.base = self.segment.base();
         self.head.offset = self.queue.geometry.data_offset();
         self.head.index_due = 0;
@@ -370,14 +365,15 @@ impl Writer {
     }
 
     #[cold]
-    fn prepare_inline(&self, index: u64) -> Result<(Arc<Segment>, Building)> {
+    fn prepare_inline(&self, index: u64) -> Result<Arc<Segment>> {
         if self.queue.is_removed() {
             return Err(ErrorKind::QueueRemoved { path: self.queue.display() }.into());
         }
         // While a worker is at it, a second segment would only make both late.
         let (building, built) = self.endpoint.build_alone(index);
-        let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok)?;
-        Ok((segment, building))
+        let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok);
+        drop(building);
+        segment
     }
 
     /// Makes everything that was appended durable; returns the last durable sequence number. Blocks
