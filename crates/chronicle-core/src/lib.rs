@@ -10,6 +10,7 @@
 //! - `layout`: every byte on disk.
 //! - `queue`: writer, reader, cursors, recovery, segments, retention, provisioner.
 //! - `fanin`, `wait`: many queues as one, and sleeping without losing a wake-up.
+//! - `hot`: what runs on a hot thread, and what watches it.
 //!
 //! Under `cfg(loom)` only the two lowest exist: loom's atomics cannot stand in mapped memory.
 
@@ -22,6 +23,8 @@ pub mod error;
 pub mod failpoint;
 #[cfg(not(loom))]
 pub mod fanin;
+#[cfg(not(loom))]
+pub mod hot;
 #[cfg(not(loom))]
 pub mod layout;
 #[cfg(not(loom))]

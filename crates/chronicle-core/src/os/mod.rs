@@ -6,3 +6,6 @@ pub mod fs;
 pub mod futex;
 pub mod map;
 pub mod process;
+pub mod seccomp;
+pub mod sigsys;
+pub mod thread;

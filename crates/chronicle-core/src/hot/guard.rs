@@ -1,0 +1,242 @@
+//! The guard of a hot thread: tells of every system call that the thread makes, or refuses it.
+//!
+//! [`Guard::arm`] puts the calling thread under a filter (`os::seccomp`). Each call of that thread
+//! then becomes a [`Report`] in a bounded ring, which any other thread drains; in
+//! [`GuardMode::Observe`] the call is made all the same, in [`GuardMode::Enforce`] it fails with
+//! EPERM and the thread is told to stop. The thread never waits for whoever drains: a full ring drops
+//! and counts. As long as there is nothing to report, a guard costs the thread one load per
+//! [`Guard::must_stop`].
+//!
+//! The ring's producer belongs to the signal handler of the one armed thread. `os::sigsys` blocks
+//! signals while it is told of a call, so the producer is never entered twice, which it could not
+//! bear.
+//!
+//! # Orderings
+//! - G1: `armed` Release store in `drop` -> Acquire exchange in `arm`. The next thread to arm the
+//!   same guard sees the producer as the last one left it.
+
+use crate::os::sigsys::{self, Call, Decision, Supervisor};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
+use std::cell::UnsafeCell;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+pub use crate::os::sigsys::STACK_WORDS;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardMode {
+    /// No filter.
+    Off,
+    /// System calls are reported and made.
+    Observe,
+    /// System calls are reported and refused, and the thread is to stop.
+    Enforce,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardAction {
+    /// The call was made.
+    Allowed,
+    /// The call returned EPERM.
+    Refused,
+}
+
+/// One system call of the guarded thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Number in the table of `arch`.
+    pub number: u32,
+    /// AUDIT_ARCH_* of linux/audit.h.
+    pub arch: u32,
+    pub args: [u64; 6],
+    /// Address behind the instruction that made the call.
+    pub call_site: usize,
+    /// What stood at the stack pointer and above; among it, who called.
+    pub stack: [usize; STACK_WORDS],
+    /// Wall clock.
+    pub timestamp_ns: u64,
+    pub action: GuardAction,
+}
+
+/// Reports and counts of one thread's system calls.
+pub struct Guard {
+    mode: GuardMode,
+    /// Touched only by the armed thread's handler.
+    producer: UnsafeCell<rtrb::Producer<Report>>,
+    consumer: Mutex<rtrb::Consumer<Report>>,
+    armed: AtomicU32,
+    must_stop: AtomicU32,
+    seen: AtomicU64,
+    dropped: AtomicU64,
+    refused: AtomicU64,
+}
+
+// SAFETY: the one field that is not `Sync` is the producer. Only `trapped` touches it, which runs in
+// the signal handler of the one thread that `armed` lets in, with signals blocked.
+unsafe impl Sync for Guard {}
+
+/// How many calls a guard has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuardCounts {
+    /// All.
+    pub seen: u64,
+    /// Of these, refused.
+    pub refused: u64,
+    /// Of these, not in the ring, because it was full.
+    pub dropped: u64,
+}
+
+impl Guard {
+    /// A guard whose ring holds `capacity` reports (of about 600 bytes), allocated and touched here.
+    ///
+    /// # Errors
+    /// If the capacity is 0 or above 65,536.
+    pub fn new(mode: GuardMode, capacity: usize) -> io::Result<Arc<Self>> {
+        if capacity == 0 || capacity > 1 << 16 {
+            let text = format!("bad guard capacity: found={capacity} expected=1 to {}", 1 << 16);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let (mut producer, mut consumer) = rtrb::RingBuffer::new(capacity);
+        // Once around, so that the first report takes no page fault.
+        while producer.push(Report::BLANK).is_ok() {}
+        while consumer.pop().is_ok() {}
+        Ok(Arc::new(Self {
+            mode,
+            producer: UnsafeCell::new(producer),
+            consumer: Mutex::new(consumer),
+            armed: AtomicU32::new(0),
+            must_stop: AtomicU32::new(0),
+            seen: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }))
+    }
+
+    pub fn mode(&self) -> GuardMode {
+        self.mode
+    }
+
+    /// Guards the calling thread until the result is dropped. The filter itself stays for the rest of
+    /// the thread's life; what the thread calls after the drop is made and not reported.
+    ///
+    /// Call it last, on a thread that blocks asynchronous signals and that ends soon after the
+    /// guard does.
+    ///
+    /// # Errors
+    /// If filters are not allowed here, another library has taken over SIGSYS, or the guard or the
+    /// thread is armed already. Nothing has changed then.
+    pub fn arm(self: &Arc<Self>) -> io::Result<Armed> {
+        let mut armed = Armed { guard: Arc::clone(self), inner: None };
+        if self.mode == GuardMode::Off {
+            return Ok(armed);
+        }
+        if self.armed.compare_exchange(0, 1, Ordering::Acquire, Ordering::Acquire).is_err() {
+            // G1
+            return Err(io::Error::other(
+                "the guard is armed on another thread; make one per thread",
+            ));
+        }
+        let supervisor: Arc<dyn Supervisor> = Arc::<Self>::clone(self);
+        let inner = sigsys::arm(supervisor);
+        armed.inner = Some(inner.inspect_err(|_| self.armed.store(0, Ordering::Release))?); // G1
+        Ok(armed)
+    }
+
+    /// Whether a call was refused in [`GuardMode::Enforce`]. One load.
+    #[inline(always)]
+    pub fn must_stop(&self) -> bool {
+        // Relaxed: the armed thread sees its own handler's store; others only show it.
+        self.must_stop.load(Ordering::Relaxed) != 0
+    }
+
+    pub fn counts(&self) -> GuardCounts {
+        // Relaxed: for show; each is exact on its own.
+        GuardCounts {
+            seen: self.seen.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes the reports that are there, oldest first, and returns how many. Any thread may call it;
+    /// it waits only for others that drain. The armed thread never waits for it.
+    pub fn drain(&self, mut take: impl FnMut(Report)) -> usize {
+        let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        // No more than were there at first, so that it ends however fast new ones come.
+        let count = consumer.slots();
+        for _ in 0..count {
+            match consumer.pop() {
+                Ok(report) => take(report),
+                Err(_) => break,
+            }
+        }
+        count
+    }
+}
+
+impl Supervisor for Guard {
+    fn trapped(&self, call: &Call) -> Decision {
+        let refuse = call.must_refuse || self.mode == GuardMode::Enforce;
+        let action = if refuse { GuardAction::Refused } else { GuardAction::Allowed };
+        let report = Report {
+            number: call.number,
+            arch: call.arch,
+            args: call.args,
+            call_site: call.call_site,
+            stack: call.stack,
+            timestamp_ns: call.timestamp_ns,
+            action,
+        };
+        // SAFETY: see `Sync`: nobody else is here.
+        let pushed = unsafe { (*self.producer.get()).push(report).is_ok() };
+        // Relaxed, all four: counts and a flag; the reports are published by the ring.
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        self.dropped.fetch_add(u64::from(!pushed), Ordering::Relaxed);
+        if !refuse {
+            return Decision::Pass;
+        }
+        // Relaxed: as above.
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if self.mode == GuardMode::Enforce {
+            // Relaxed: as above.
+            self.must_stop.store(1, Ordering::Relaxed);
+        }
+        Decision::Refuse
+    }
+}
+
+/// While it lives, the thread that made it is guarded.
+#[must_use = "the guard ends when it is dropped"]
+pub struct Armed {
+    guard: Arc<Guard>,
+    /// `None` if the mode is off.
+    inner: Option<sigsys::Armed>,
+}
+
+impl Armed {
+    /// Whether the thread had to give up gaining privileges, for want of CAP_SYS_ADMIN.
+    pub fn no_new_privs(&self) -> bool {
+        self.inner.as_ref().is_some_and(sigsys::Armed::no_new_privs)
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            drop(inner);
+            self.guard.armed.store(0, Ordering::Release); // G1
+        }
+    }
+}
+
+impl Report {
+    const BLANK: Self = Self {
+        number: 0,
+        arch: 0,
+        args: [0; 6],
+        call_site: 0,
+        stack: [0; STACK_WORDS],
+        timestamp_ns: 0,
+        action: GuardAction::Allowed,
+    };
+}

@@ -1,0 +1,3 @@
+//! What runs on a hot thread, and what watches it.
+
+pub mod guard;
