@@ -18,12 +18,15 @@ b'hello'
 #   message    @message: fixed-layout messages       channel, aio: small helpers
 #   schema     queue.json: the messages that a queue carries; imported when first needed
 #   queue      queues, readers, writers, fan-in
+#   sidecar    the asyncio runtime beside hot threads; imported when first needed
 #   feeds      decoders of market data; imported by hand, since they need NumPy at once
 #   cli        the command `chronicle`, one file per command
 #
 # Importing this package must stay cheap: no NumPy, asyncio, json, dataclasses here.
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from chronicle._core import __version__, clock_ns
 from chronicle.channel import AddReader, Receiver, RemoveReader, Sender, Stop, channel
@@ -65,6 +68,9 @@ from chronicle.queue import (
     verify,
 )
 
+if TYPE_CHECKING:
+    from chronicle.sidecar.runtime import Sidecar
+
 __all__ = [
     "AddReader",
     "BadArgument",
@@ -96,6 +102,7 @@ __all__ = [
     "SegmentMissing",
     "Sender",
     "SequenceNotWritten",
+    "Sidecar",
     "Stop",
     "TooLarge",
     "WriterActive",
@@ -108,3 +115,19 @@ __all__ = [
     "remove_reader",
     "verify",
 ]
+
+#: Public names whose modules import something heavy, by module; loaded when first asked for.
+_LAZY = {
+    "Sidecar": "chronicle.sidecar.runtime",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'chronicle' has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,11 @@
+"""The sidecar: an asyncio runtime for everything that a hot thread must not do.
+
+`Sidecar` is the door; each service is a file beside it. How it works: docs/internals/sidecar.md.
+"""
+
+from __future__ import annotations
+
+from chronicle.sidecar.runtime import ShutdownReport, Sidecar
+from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State
+
+__all__ = ["Backoff", "Health", "Service", "ShutdownReport", "Sidecar", "Stage", "State"]

@@ -1,0 +1,516 @@
+"""`Sidecar`: the control plane of a process, one asyncio loop in a thread of its own.
+
+It runs supervised services: those of this package (discovery, mirrors, ...), and the user's
+coroutines, timers and sockets. It starts and stops with a ``with`` block, or is the whole program
+with `serve`. What the loop does must not block for long; what may block runs in worker threads.
+
+The order of the shutdown, and what happens when this thread dies, stand in
+docs/internals/sidecar.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from chronicle.errors import BadArgument, Closed
+from chronicle.sidecar import affinity
+from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
+
+if TYPE_CHECKING:
+    from chronicle.sidecar.sockets import Connection, Session
+
+__all__ = ["ShutdownReport", "Sidecar"]
+
+_log = logging.getLogger("chronicle.sidecar")
+
+R = TypeVar("R")
+Fn = TypeVar("Fn", bound=Callable[[], Any])
+
+#: Threads for what may block for a moment.
+_WORKERS = 4
+#: How much longer than its limit a shutdown may take before the loop counts as stuck.
+_GRACE_S = 1.0
+
+
+@dataclass(frozen=True)
+class ShutdownReport:
+    """What a shutdown has done.
+
+    Attributes
+    ----------
+    unfinished
+        One line for each thing that did not finish in time, or not without an error.
+    took_s
+        Seconds from its begin to its end.
+    """
+
+    unfinished: tuple[str, ...]
+    took_s: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything was finished."""
+        return not self.unfinished
+
+
+class Sidecar:
+    """Runs everything that is not the hot path, in an asyncio loop in its own thread.
+
+    Methods may be called from any thread. Services can be added before and after `start`.
+
+    Parameters
+    ----------
+    backoff
+        Pauses between restarts of a failed service, unless it has its own.
+    shutdown_timeout_s
+        How long the end of the ``with`` block, a signal, or the end of the program may wait for
+        the ordered shutdown.
+
+    >>> import threading
+    >>> ticked = threading.Event()
+    >>> with Sidecar() as sidecar:
+    ...     @sidecar.every(0.001)
+    ...     def tick():
+    ...         ticked.set()
+    ...     ticked.wait(60)
+    True
+    >>> sidecar.alive
+    False
+    """
+
+    def __init__(self, *, backoff: Backoff | None = None, shutdown_timeout_s: float = 30.0) -> None:
+        if shutdown_timeout_s <= 0:
+            raise BadArgument(
+                f"bad shutdown_timeout_s: found={shutdown_timeout_s} expected=seconds above 0"
+            )
+        self.backoff = backoff or Backoff()
+        self.shutdown_timeout_s = shutdown_timeout_s
+        self._supervisor = Supervisor()
+        # Held for the whole shutdown, which the loop works on: nothing on the loop takes it.
+        self._stop_lock = threading.Lock()
+        # Held for a few stores.
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._workers: concurrent.futures.ThreadPoolExecutor | None = None
+        self._report: ShutdownReport | None = None
+        self._stopping = False
+        self._pid = os.getpid()
+        self._closers: list[Callable[[], object]] = []
+        self._hot_cores: set[int] = set()
+        self._allowed_cores = os.sched_getaffinity(0)
+        #: What ended the thread, if it was not `stop`.
+        self.died: BaseException | None = None
+
+    # --- Start and stop ---
+
+    def start(self) -> Self:
+        """Start the thread and, on it, all services that were added so far.
+
+        Returns when the loop runs.
+
+        Raises
+        ------
+        Closed
+            If it was stopped: a sidecar runs once.
+        """
+        with self._lock:
+            if self._report is not None or self._stopping:
+                raise Closed("this sidecar was stopped; make a new one")
+            if self._thread is not None:
+                return self
+            started = threading.Event()
+            self._loop = asyncio.new_event_loop()
+            self._workers = concurrent.futures.ThreadPoolExecutor(
+                _WORKERS,
+                thread_name_prefix="chr-sidecar",
+                initializer=affinity.name_this_thread,
+                initargs=("chr-worker",),
+            )
+            self._loop.set_default_executor(self._workers)
+            # A daemon: a loop that is stuck for ever must not keep the process from ending.
+            self._thread = threading.Thread(
+                target=self._main, args=(self._loop, started), name="chr-sidecar", daemon=True
+            )
+            self._thread.start()
+            started.wait()
+            _stop_at_exit(self)
+        return self
+
+    def _main(self, loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
+        affinity.name_this_thread("chr-sidecar")
+        asyncio.set_event_loop(loop)
+        loop.set_exception_handler(_log_callback_error)
+
+        def begin() -> None:
+            for service in self._supervisor.services.values():
+                self._supervisor.start(service)
+            started.set()
+
+        loop.call_soon(begin)
+        try:
+            loop.run_forever()
+            if not self._stopping:
+                raise RuntimeError("somebody has stopped the sidecar's loop")
+        except BaseException as error:
+            self.died = error
+            _log.critical(
+                "the sidecar's thread has died; hot threads run on without it", exc_info=error
+            )
+        finally:
+            started.set()
+            try:
+                _cancel_all(loop)
+            finally:
+                loop.close()
+
+    def stop(self, timeout: float | None = None) -> ShutdownReport:
+        """Stop everything in order; return what did not finish.
+
+        Blocks until it is done, at most about one and a half times `timeout`. A second call
+        returns the first one's report. Works after the sidecar's thread has died as well.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; ``shutdown_timeout_s`` by default.
+
+        Raises
+        ------
+        BadArgument
+            If it is called on the sidecar's own thread, which would wait for itself.
+        """
+        timeout_s = self.shutdown_timeout_s if timeout is None else timeout
+        if self._thread is not None and threading.current_thread() is self._thread:
+            raise BadArgument(
+                "stop() was called on the sidecar's own thread; call request_stop() there"
+            )
+        with self._stop_lock:
+            if self._report is not None:
+                return self._report
+            if self._pid != os.getpid():
+                # A forked child has neither the threads nor the right to what they own.
+                self._report = ShutdownReport((), 0.0)
+                return self._report
+            begin_s = time.monotonic()
+            with self._lock:
+                self._stopping = True
+            unfinished = self._shut_down(timeout_s)
+            for close in reversed(self._closers):
+                try:
+                    close()
+                except Exception as error:
+                    _log.exception("cannot close %r", close)
+                    unfinished.append(f"closing: {type(error).__name__}: {error}")
+            self._report = ShutdownReport(tuple(unfinished), time.monotonic() - begin_s)
+        if unfinished:
+            _log.error("the shutdown is not complete: %s", "; ".join(unfinished))
+        return self._report
+
+    def _shut_down(self, timeout_s: float) -> list[str]:
+        thread, loop = self._thread, self._loop
+        if thread is None or loop is None:
+            return self._shut_down_here(timeout_s)
+        unfinished: list[str] | None = None
+        coro = self._supervisor.shut_down(timeout_s)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coro, loop)
+        except RuntimeError:  # The loop is closed: its thread has died.
+            coro.close()
+        else:
+            unfinished = self._wait(future, thread, timeout_s)
+        if unfinished is None:
+            why = "its thread has died" if not thread.is_alive() else "its loop is stuck"
+            _log.critical("the sidecar cannot stop by itself: %s", why)
+            unfinished = [f"sidecar: {why}"]
+            unfinished += self._shut_down_here(timeout_s)
+        if thread.is_alive():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(_GRACE_S)
+        if self._workers is not None:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+        return unfinished
+
+    def _shut_down_here(self, timeout_s: float) -> list[str]:
+        """Do without the sidecar's loop what is left to do."""
+        result: list[str] = []
+
+        def work() -> None:
+            result.extend(asyncio.run(self._supervisor.shut_down(timeout_s)))
+
+        # In a thread: the caller may be inside of a loop of its own.
+        thread = threading.Thread(target=work, name="chr-stop", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # The interpreter ends, and gives no more threads.
+            work()
+        else:
+            thread.join()
+        return result
+
+    def _wait(
+        self, future: concurrent.futures.Future[list[str]], thread: threading.Thread, limit_s: float
+    ) -> list[str] | None:
+        """Wait for the shutdown, as long as there is somebody who does it."""
+        end_s = time.monotonic() + 1.6 * limit_s + _GRACE_S
+        while time.monotonic() < end_s:
+            try:
+                return future.result(0.1)
+            except concurrent.futures.TimeoutError:
+                if not thread.is_alive():
+                    return None
+            except concurrent.futures.CancelledError:
+                return None
+        future.cancel()
+        return None
+
+    def request_stop(self) -> None:
+        """Ask for the shutdown without waiting for it. Any thread, the sidecar's own as well.
+
+        Under `serve` that ends the program as SIGTERM does.
+        """
+        threading.Thread(target=self.stop, name="chr-stop", daemon=True).start()
+
+    def serve(self) -> ShutdownReport:
+        """Be the whole program: start, run until SIGINT, SIGTERM or `request_stop`, stop in order.
+
+        Blocks. Main thread only. The handlers of the two signals are put back afterwards. A second
+        signal during the shutdown ends the process at once, with 128 plus its number.
+        """
+        from chronicle.sidecar.serving import serve
+
+        return serve(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the sidecar's thread runs."""
+        thread = self._thread
+        return thread is not None and thread.is_alive() and self._report is None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    # --- The user's own ---
+
+    def run(self, coro: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
+        """Run a coroutine on the sidecar once; return a future of its result. Any thread.
+
+        Raises
+        ------
+        Closed
+            If the sidecar does not run.
+        """
+        try:
+            return asyncio.run_coroutine_threadsafe(coro, self._running_loop())
+        except (Closed, RuntimeError) as error:
+            coro.close()
+            raise Closed(f"the sidecar does not run: {error}") from None
+
+    def call_soon(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function on the sidecar, soon. Any thread. What it raises is logged.
+
+        Raises
+        ------
+        Closed
+            If the sidecar does not run.
+        """
+        try:
+            self._running_loop().call_soon_threadsafe(function, *args)
+        except RuntimeError as error:
+            raise Closed(f"the sidecar does not run: {error}") from None
+
+    @overload
+    def task(
+        self,
+        function: Fn,
+        *,
+        name: str | None = None,
+        stage: Stage = Stage.INPUT,
+        backoff: Backoff | None = None,
+    ) -> Fn: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        *,
+        name: str | None = None,
+        stage: Stage = Stage.INPUT,
+        backoff: Backoff | None = None,
+    ) -> Callable[[Fn], Fn]: ...
+    def task(
+        self,
+        function: Fn | None = None,
+        *,
+        name: str | None = None,
+        stage: Stage = Stage.INPUT,
+        backoff: Backoff | None = None,
+    ) -> Fn | Callable[[Fn], Fn]:
+        """Run an ``async def`` without parameters as a supervised service. A decorator.
+
+        Restarted with backoff when it raises; done when it returns; cancelled at the shutdown,
+        before the hot threads stop unless `stage` says otherwise.
+        """
+
+        def add(wanted: Fn) -> Fn:
+            if not asyncio.iscoroutinefunction(wanted):
+                raise BadArgument(f"bad task: found={wanted!r} expected=an async def function")
+            self.add_service(Service(name or _name_of(wanted), wanted, stage), backoff=backoff)
+            return wanted
+
+        return add if function is None else add(function)
+
+    def every(
+        self,
+        interval_s: float,
+        *,
+        name: str | None = None,
+        stage: Stage = Stage.INPUT,
+        backoff: Backoff | None = None,
+    ) -> Callable[[Fn], Fn]:
+        """Call a function (plain or ``async def``) at an interval, in seconds. A decorator.
+
+        Ticks do not drift, and those that were missed are skipped. A tick that raises is a failure
+        of the service: logged, counted, and the timer restarted after a pause.
+        """
+        if not interval_s > 0:
+            raise BadArgument(f"bad interval_s: found={interval_s} expected=seconds above 0")
+
+        def add(wanted: Fn) -> Fn:
+            service = Service(name or _name_of(wanted), lambda: _tick(service), stage)
+
+            async def _tick(service: Service) -> None:
+                loop = asyncio.get_running_loop()
+                due_s = loop.time()
+                while True:
+                    result = wanted()
+                    if isinstance(result, Awaitable):
+                        await result
+                    service.beat()
+                    due_s = max(due_s + interval_s, loop.time())
+                    await asyncio.sleep(due_s - loop.time())
+
+            self.add_service(service, backoff=backoff)
+            return wanted
+
+        return add
+
+    def connect(
+        self,
+        host: str,
+        port: int,
+        on_connected: Session | None = None,
+        *,
+        name: str | None = None,
+        connect_timeout_s: float = 10.0,
+        backoff: Backoff | None = None,
+        **options: Any,
+    ) -> Connection:
+        """Keep a TCP connection: connect, run `on_connected(reader, writer)`, and again.
+
+        `on_connected` is the session: it ends when it returns or raises, and then the connection is
+        closed and made again after a pause. Without it this is a decorator for one.
+
+        Parameters
+        ----------
+        connect_timeout_s
+            Longest time for making the connection, in seconds.
+        options
+            More arguments for `asyncio.open_connection`, for example ``ssl=True``.
+        """
+        from chronicle.sidecar.sockets import Connection
+
+        connection = Connection(host, port, connect_timeout_s, options)
+        service = connection.service(name or f"{host}:{port}")
+        connection.begin = lambda: self.add_service(service, backoff=backoff)
+        if on_connected is not None:
+            connection(on_connected)
+        return connection
+
+    # --- Services ---
+
+    def add_service(self, service: Service, *, backoff: Backoff | None = None) -> Service:
+        """Have a service supervised; start it if the sidecar runs. Any thread."""
+        service.backoff = backoff or self.backoff
+        with self._lock:
+            if self._stopping:
+                raise Closed("this sidecar was stopped; make a new one")
+            try:
+                self._supervisor.add(service)
+            except ValueError as error:
+                raise BadArgument(str(error)) from None
+            if self._thread is not None:
+                self.call_soon(self._supervisor.start, service)
+        return service
+
+    def health(self) -> dict[str, Health]:
+        """Return the health of every service, by name. Any thread; also after the end."""
+        return self._supervisor.health()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread runs and no service complains."""
+        return self.alive and all(health.healthy for health in self.health().values())
+
+    def close_at_stop(self, close: Callable[[], object]) -> None:
+        """Call this at the very end of the shutdown; the last one first."""
+        self._closers.append(close)
+
+    def keep_off(self, cores: Collection[int]) -> None:
+        """Keep the sidecar's threads off these cores, besides those that it was told before."""
+        self._hot_cores |= set(cores)
+        affinity.keep_off(self._hot_cores, self._allowed_cores)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop
+        if loop is None or self._report is not None or self.died is not None:
+            raise Closed("not started" if loop is None else "it was stopped")
+        return loop
+
+    def __repr__(self) -> str:
+        state = "running" if self.alive else "stopped" if self._report else "new"
+        failed = [name for name, h in self.health().items() if h.state is State.FAILED]
+        return f"<Sidecar {state}, {len(self.health())} services, failed: {failed}>"
+
+
+def _name_of(function: Callable[..., object]) -> str:
+    return getattr(function, "__qualname__", repr(function)).replace("<locals>.", "")
+
+
+def _log_callback_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    _log.error("the sidecar's loop: %s", context.get("message"), exc_info=context.get("exception"))
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    """End what still runs on a loop that has stopped, as `asyncio.run` does."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_GRACE_S))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _stop_at_exit(sidecar: Sidecar) -> None:
+    """Stop it when the interpreter ends, if nobody has done so before."""
+    reference = weakref.ref(sidecar)
+
+    def stop() -> None:
+        found = reference()
+        if found is not None:
+            found.stop()
+
+    atexit.register(stop)
+    sidecar.close_at_stop(lambda: atexit.unregister(stop))
