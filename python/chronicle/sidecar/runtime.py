@@ -27,6 +27,7 @@ from chronicle.sidecar import affinity
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
 if TYPE_CHECKING:
+    from chronicle.sidecar.discovery import Discovery, OnChange
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -438,6 +439,34 @@ class Sidecar:
         if on_connected is not None:
             connection(on_connected)
         return connection
+
+    def watch(
+        self,
+        pattern: str | os.PathLike[str],
+        on_change: OnChange,
+        *,
+        interval_s: float = 1.0,
+        watch: bool = True,
+        name: str | None = None,
+    ) -> Discovery:
+        """Tell of queues that come, get ready, and go. `on_change` gets each `Change` once.
+
+        Parameters
+        ----------
+        pattern
+            A path whose parts may be wildcards, as in ``bus/orders/*/out``.
+        interval_s
+            Look at least this often, in seconds, whatever the kernel tells.
+        watch
+            Look when the kernel tells of changes, too: within a millisecond.
+        """
+        from chronicle.sidecar.discovery import Discovery
+        from chronicle.sidecar.scan import Pattern
+
+        wanted = Pattern(pattern)
+        discovery = Discovery(wanted, on_change, interval_s=interval_s, watch=watch)
+        self.add_service(discovery.service(name or f"discovery {wanted.text}"))
+        return discovery
 
     # --- Services ---
 

@@ -65,8 +65,8 @@ class Connection:
 
     async def _run(self) -> None:
         assert self._session is not None  # It was begun.
-        opening = asyncio.open_connection(self.host, self.port, **self._options)
-        reader, writer = await asyncio.wait_for(opening, self._connect_timeout_s)
+        async with asyncio.timeout(self._connect_timeout_s):
+            reader, writer = await asyncio.open_connection(self.host, self.port, **self._options)
         self.connects += 1
         self.connected = True
         self._say("connected")

@@ -198,7 +198,12 @@ class Supervisor:
                 started_s = loop.time()
                 service.state = State.RUNNING
                 service.beat()
-                if await self._run_once(service) and not service.restart_on_return:
+                returned = await self._run_once(service)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # The service has swallowed it, as `wait_for` may before Python 3.12.
+                    raise asyncio.CancelledError
+                if returned and not service.restart_on_return:
                     service.state = State.FINISHED
                     return
                 if loop.time() - started_s >= service.backoff.reset_after_s:
