@@ -26,6 +26,13 @@ def identity_of(path) -> str:
     return identity
 
 
+def remove(path: Path) -> None:
+    """Remove a queue at one blow: one that is deleted file by file is not ready for a moment."""
+    aside = path.with_name(f".{path.name}.removed")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
 def test_a_queue_is_told_of_when_it_appears_is_ready_and_vanishes(folder):
     changes: list[Change] = []
     with chronicle.Sidecar() as sidecar:
@@ -38,13 +45,29 @@ def test_a_queue_is_told_of_when_it_appears_is_ready_and_vanishes(folder):
             identity = identity_of(path)
             eventually(lambda: Ready(str(path), identity) in changes)
         assert changes == [Appeared(str(path)), Ready(str(path), identity)]
-        shutil.rmtree(path)
+        remove(path)
         eventually(lambda: len(changes) == 3)
         assert changes[2] == Vanished(str(path), identity)
         with publisher(path):
             identity = identity_of(path)
             eventually(lambda: Ready(str(path), identity) in changes)
         assert changes[3:] == [Appeared(str(path)), Ready(str(path), identity)]
+
+
+def test_a_queue_that_is_deleted_file_by_file_vanishes_first_and_its_directory_later(folder):
+    changes: list[Change] = []
+    with chronicle.Sidecar() as sidecar:
+        sidecar.watch(folder / "*", changes.append, interval_s=NEVER_S)
+        path = folder / "q"
+        with publisher(path):
+            identity = identity_of(path)
+            eventually(lambda: len(changes) == 2)
+        (path / "control").unlink()
+        eventually(lambda: len(changes) == 4)
+        shutil.rmtree(path)
+        eventually(lambda: len(changes) == 5)
+    name = str(path)
+    assert changes[2:] == [Vanished(name, identity), Appeared(name), Vanished(name, None)]
 
 
 def test_without_watching_the_interval_is_enough(folder):
@@ -101,7 +124,7 @@ def test_when_the_kernel_cannot_keep_up_nothing_is_missed(folder):
             (folder / f"{number}").mkdir()
             (folder / f"{number}").rmdir()
         # All of this is behind what the kernel still had room for.
-        shutil.rmtree(folder / "gone")
+        remove(folder / "gone")
         with publisher(folder / "come"):
             pass
         let_go.set()

@@ -287,6 +287,10 @@ class Watches:
         while (event := self._inotify.sync_get()) is not None:
             self.hints += 1
             self.overflows += bool(event.mask & self._masks.Q_OVERFLOW)
+            if event.mask & self._masks.IGNORED:
+                # The watch has ended. Where inodes are used again, as on ext4, the same key may
+                # soon mean another directory.
+                self._set = {key: w for key, w in self._set.items() if w is not event.watch}
         self._flag.set()
 
     def __enter__(self) -> Watches:
