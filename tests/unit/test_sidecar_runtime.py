@@ -162,6 +162,8 @@ def test_if_the_sidecars_thread_dies_it_says_so_and_stop_still_does_the_rest(cap
             sidecar.call_soon(die)
         report = sidecar.stop()
     assert report.unfinished == ("sidecar: its thread has died",)
+    assert "the shutdown is not complete" in caplog.text
+    caplog.clear()
     assert len(finished) == 1
 
 
@@ -180,6 +182,7 @@ def test_a_loop_that_is_stuck_does_not_keep_stop_from_doing_the_rest(caplog):
         report = sidecar.stop()
     assert report.unfinished[0] == "sidecar: its loop is stuck"
     assert finished == [1]
+    caplog.clear()
     let_go.set()
 
 
