@@ -162,8 +162,6 @@ def test_if_the_sidecars_thread_dies_it_says_so_and_stop_still_does_the_rest(cap
             sidecar.call_soon(die)
         report = sidecar.stop()
     assert report.unfinished == ("sidecar: its thread has died",)
-    assert "the shutdown is not complete" in caplog.text
-    caplog.clear()
     assert len(finished) == 1
 
 
