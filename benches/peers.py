@@ -9,6 +9,7 @@ without waiting it is measured both ways, polling and blocking, and the better o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import multiprocessing as mp
 import struct
@@ -17,6 +18,8 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ BODY = struct.Struct("<QQ48x")
 PATIENCE_S = 60
 
 Send = Callable[[bytes], Any]
-#: Gives a payload, or None if there is none yet.
+#: Gives a message, or None if there is none yet.
 Receive = Callable[[], Any]
 Pipe = Any
 
@@ -39,7 +42,8 @@ Pipe = Any
 class Transport:
     """One way to get bytes from one process to another.
 
-    `make` runs in the parent and gives what both ends need; the ends run in the children.
+    `make` runs in the parent and gives what both ends need; the ends run in the children. `payload`
+    makes bytes of what was received, if that is not bytes already.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Transport:
     make: Callable[[Path], Any]
     sender: Callable[[Any], contextlib.AbstractContextManager[Send]]
     receiver: Callable[[Any], contextlib.AbstractContextManager[Receive]]
+    payload: Callable[[Any], Any] | None = None
 
     @property
     def is_available(self) -> bool:
@@ -70,8 +75,7 @@ def _chronicle_sender(path: str) -> Iterator[Send]:
     import chronicle
 
     with chronicle.Queue.open_publisher(path) as writer:
-        append = writer.append
-        yield lambda payload: append(1, payload)
+        yield partial(writer.append, 1)
 
 
 @contextmanager
@@ -79,21 +83,16 @@ def _chronicle_receiver(path: str) -> Iterator[Receive]:
     import chronicle
 
     with chronicle.Queue.open_subscriber(path, "bench") as reader:
-        next_ = reader.next
+        yield reader.next
 
-        def receive() -> memoryview | None:
-            message = next_()
-            return None if message is None else message.payload
 
-        yield receive
+_chronicle_payload = attrgetter("payload")
 
 
 # --- iceoryx2: polled, as is its way; copies by the shortest path that its Python API has ---
 
 
 def _iceoryx2_service(name: str) -> Any:
-    import ctypes
-
     import iceoryx2 as iox2
 
     class Payload(ctypes.Structure):
@@ -112,8 +111,6 @@ def _iceoryx2_make(folder: Path) -> str:
 
 @contextmanager
 def _iceoryx2_sender(name: str) -> Iterator[Send]:
-    import ctypes
-
     _node, service = _iceoryx2_service(name)
     publisher = service.publisher_builder().create()
     memmove = ctypes.memmove
@@ -128,17 +125,13 @@ def _iceoryx2_sender(name: str) -> Iterator[Send]:
 
 @contextmanager
 def _iceoryx2_receiver(name: str) -> Iterator[Receive]:
-    import ctypes
-
     _node, service = _iceoryx2_service(name)
     subscriber = service.subscriber_builder().buffer_size(8_192).create()
-    receive_sample, string_at = subscriber.receive, ctypes.string_at
+    yield subscriber.receive
 
-    def receive() -> bytes | None:
-        sample = receive_sample()
-        return None if sample is None else string_at(sample.payload_ptr, PAYLOAD_BYTES)
 
-    yield receive
+def _iceoryx2_payload(sample: Any) -> bytes:
+    return ctypes.string_at(sample.payload_ptr, PAYLOAD_BYTES)
 
 
 # --- pyzmq: PUSH and PULL over ipc ---
@@ -265,8 +258,22 @@ def _fifo_receiver(queue: Any) -> Iterator[Receive]:
 
 
 TRANSPORTS = (
-    Transport("chronicle", "chronicle", _chronicle_make, _chronicle_sender, _chronicle_receiver),
-    Transport("iceoryx2", "iceoryx2", _iceoryx2_make, _iceoryx2_sender, _iceoryx2_receiver),
+    Transport(
+        "chronicle",
+        "chronicle",
+        _chronicle_make,
+        _chronicle_sender,
+        _chronicle_receiver,
+        _chronicle_payload,
+    ),
+    Transport(
+        "iceoryx2",
+        "iceoryx2",
+        _iceoryx2_make,
+        _iceoryx2_sender,
+        _iceoryx2_receiver,
+        _iceoryx2_payload,
+    ),
     Transport("pyzmq", "zmq", _zmq_make, _zmq_sender, _zmq_receiver),
     Transport("pyzmq_polling", "zmq", _zmq_make, _zmq_sender, _zmq_poller),
     Transport("pipe", "multiprocessing", _pipe_make, _pipe_sender, _pipe_receiver),
@@ -300,22 +307,42 @@ def _send_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
 
 def _receive_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
     pin(1)
-    clock = time.perf_counter_ns
-    unpack = HEAD.unpack_from
     late_ns = array("Q", bytes(8 * count))
     with BY_NAME[name].receiver(shared) as receive:
         ready.send(None)
-        end_ns = clock() + PATIENCE_S * 1_000_000_000
-        for expected in range(count):
-            while (payload := receive()) is None:
-                if clock() > end_ns:
-                    raise TimeoutError(f"{name}: message {expected} did not come")
-            now_ns = clock()
-            due_ns, number = unpack(payload)
-            assert number == expected, f"{name}: {number} instead of {expected}"
-            assert len(payload) == PAYLOAD_BYTES
-            late_ns[expected] = now_ns - due_ns
+        payload_of = BY_NAME[name].payload
+        if payload_of is None:
+            _receive_payloads(receive, late_ns)
+        else:
+            _receive_messages(receive, payload_of, late_ns)
     ready.send(late_ns.tobytes())
+
+
+def _receive_payloads(receive: Receive, late_ns: array[int]) -> None:
+    clock, unpack = time.perf_counter_ns, HEAD.unpack_from
+    for expected in range(len(late_ns)):
+        while (payload := receive()) is None:
+            pass
+        now_ns = clock()
+        due_ns, number = unpack(payload)
+        assert number == expected, f"{number} instead of {expected}"
+        assert len(payload) == PAYLOAD_BYTES
+        late_ns[expected] = now_ns - due_ns
+
+
+def _receive_messages(
+    receive: Receive, payload_of: Callable[[Any], Any], late_ns: array[int]
+) -> None:
+    clock, unpack = time.perf_counter_ns, HEAD.unpack_from
+    for expected in range(len(late_ns)):
+        while (message := receive()) is None:
+            pass
+        payload = payload_of(message)
+        now_ns = clock()
+        due_ns, number = unpack(payload)
+        assert number == expected, f"{number} instead of {expected}"
+        assert len(payload) == PAYLOAD_BYTES
+        late_ns[expected] = now_ns - due_ns
 
 
 def latencies_ns(name: str, folder: Path, count: int) -> list[int]:
@@ -334,6 +361,8 @@ def latencies_ns(name: str, folder: Path, count: int) -> list[int]:
         results.recv()
         time.sleep(0.2)
         go.send(None)
+        if not results.poll(PATIENCE_S):
+            raise TimeoutError(f"{name}: messages were lost, or none came")
         late_ns = array("Q")
         late_ns.frombytes(results.recv())
         go.send(None)

@@ -279,6 +279,8 @@ struct Client {
     endpoint: Arc<Endpoint>,
     /// The index that was last put into the slot.
     done: u64,
+    /// What the reader stood in when it was attached: nobody has prefaulted that.
+    unfaulted: Option<Arc<Segment>>,
     not_before: Instant,
     chores: Chores,
     flush_due: Instant,
@@ -315,14 +317,15 @@ impl Provisioner {
     }
 
     pub fn attach_writer(&self, writer: &Writer, chores: Chores) {
-        self.attach(Arc::clone(writer.endpoint()), chores);
+        self.attach(Arc::clone(writer.endpoint()), None, chores);
     }
 
     pub fn attach_reader(&self, reader: &Reader) {
-        self.attach(Arc::clone(reader.endpoint()), Chores::default());
+        let segment = Some(Arc::clone(reader.segment()));
+        self.attach(Arc::clone(reader.endpoint()), segment, Chores::default());
     }
 
-    fn attach(&self, endpoint: Arc<Endpoint>, chores: Chores) {
+    fn attach(&self, endpoint: Arc<Endpoint>, unfaulted: Option<Arc<Segment>>, chores: Chores) {
         if self.is_inherited() {
             // There is no worker here: this client rolls inline.
             return;
@@ -333,6 +336,7 @@ impl Provisioner {
         let client = Client {
             endpoint,
             done: u64::MAX,
+            unfaulted,
             not_before: now,
             chores,
             flush_due: now + chores.flush_interval.unwrap_or_default(),
@@ -424,7 +428,12 @@ impl Client {
         if now < self.not_before {
             return false;
         }
-        match self.endpoint.serve(&mut self.done) {
+        let served = self.endpoint.serve(&mut self.done);
+        if let Some(segment) = self.unfaulted.take() {
+            // A reader does without, at a fault for each few pages.
+            drop(segment.map().populate());
+        }
+        match served {
             Ok(Served::Nothing) => false,
             Ok(Served::Worked) => {
                 if self.chores.retention.is_some() {
