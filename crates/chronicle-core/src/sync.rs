@@ -4,6 +4,8 @@
 //! The one addition is [`full_fence`]: a sequentially consistent fence that costs a locked
 //! read-modify-write of the stack on x86-64 instead of `mfence`, which also waits for
 //! non-temporal stores that we never make (Agner Fog's tables; measured in decisions.md).
+//! It touches the red zone and not the word at the stack pointer: that is a return address or a
+//! spilled register, and the load that needs it next would wait for the locked store.
 
 #[cfg(loom)]
 pub use loom::sync::{
@@ -55,10 +57,11 @@ pub fn prefetch_write(address: *const u8) {
 #[inline(always)]
 pub fn full_fence() {
     #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
-    // SAFETY: adds zero to the word at the stack pointer, which is always mapped and ours; the
-    // memory clobber (no `nomem`) makes it a compiler fence as well.
+    // SAFETY: changes no bit of a word in the red zone, the 128 bytes below the stack pointer that
+    // the ABI reserves for the running function, signal handlers or not (System V ABI for x86-64,
+    // 3.2.2); the memory clobber (no `nomem`) makes it a compiler fence as well.
     unsafe {
-        core::arch::asm!("lock or dword ptr [rsp], 0", options(nostack));
+        core::arch::asm!("lock or dword ptr [rsp - 120], 0", options(nostack));
     }
     #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
     fence(Ordering::SeqCst);

@@ -86,8 +86,8 @@ fn append_ticks(run: &Run, count: usize, checksum: bool, how: How) -> f64 {
 
 pub fn measure(run: &Run) -> Report {
     pin(0);
-    let count = run.size(600_000, 5_000);
-    assert!(count * record_stride(PAYLOAD_BYTES) < SEGMENT_BYTES - (1 << 20));
+    let fits = (SEGMENT_BYTES - (1 << 20)) / record_stride(PAYLOAD_BYTES);
+    let count = run.size(fits, 5_000);
     let ns = ns_per_tick();
     let mut rounds: [Vec<f64>; 6] = Default::default();
     for _ in 0..run.size(15, 1) {

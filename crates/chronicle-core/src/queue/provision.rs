@@ -240,7 +240,8 @@ impl Endpoint {
     fn empty_retired(&self) -> bool {
         let mut worked = false;
         for slot in &self.retired {
-            worked |= slot.take::<Strong>().is_some();
+            // To look first leaves the line with the hot side.
+            worked |= slot.is_full() && slot.take::<Strong>().is_some();
         }
         worked
     }

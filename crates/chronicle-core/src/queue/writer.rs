@@ -22,6 +22,10 @@ use std::path::Path;
 /// Records of one call appear to readers in runs of at most this many bytes.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
+/// The lines that a roll stores into are asked for once more this far before the end: what a
+/// worker's look takes away in between is back then.
+const NEAR_ROLL_BYTES: usize = 1024;
+
 /// Where the writer stands. Small and together: this is all that an append touches besides the
 /// segment.
 struct Head {
@@ -33,6 +37,8 @@ struct Head {
     sequence: u64,
     /// Offset at which the next index entry is due.
     index_due: usize,
+    /// Offset from which on a record ends with [`Writer::look`].
+    look_due: usize,
     /// Highest timestamp in this segment.
     timestamp_max: u64,
     flags: u16,
@@ -111,6 +117,7 @@ impl Writer {
             limit: queue.geometry.data_limit(),
             sequence: tail.next_sequence,
             index_due: tail.index_due,
+            look_due: tail.index_due,
             timestamp_max: tail.timestamp_max,
             flags: if queue.has_checksums() { FLAG_CRC } else { 0 },
         };
@@ -132,7 +139,7 @@ impl Writer {
     /// # Errors
     /// `TooLarge`; `DiskFull`, `QueueFull` or `QueueRemoved` at an inline roll. Nothing is written
     /// then and the call may be repeated.
-    #[inline]
+    #[inline(always)]
     pub fn append(
         &mut self,
         type_id: u16,
@@ -157,8 +164,8 @@ impl Writer {
             self.head.commit_word().store_len(payload.len());
         }
         failpoint::hit("append.committed");
-        if self.head.offset >= self.head.index_due {
-            self.index();
+        if self.head.offset >= self.head.look_due {
+            self.look();
         }
         let sequence = self.head.sequence;
         self.head.step(stride, timestamp_ns);
@@ -270,26 +277,34 @@ impl Writer {
         for entry in &run.entries[..run.entry_count] {
             self.head.index_due = write_index(&self.segment, entry);
         }
-        if run.entry_count > 0 {
+        if self.head.offset >= self.head.look_due {
             self.prepare_roll();
         }
         *run = Run::default();
         self.ring();
     }
 
-    /// Indexes the record just committed.
+    /// What is due once in a while, after the commit: indexes the record, prepares the roll.
     #[cold]
     #[inline(never)]
-    fn index(&mut self) {
-        self.head.index_due = write_index(&self.segment, &self.head.index_note());
+    fn look(&mut self) {
+        if self.head.offset >= self.head.index_due {
+            self.head.index_due = write_index(&self.segment, &self.head.index_note());
+        }
         self.prepare_roll();
     }
 
-    /// In the segment's last block: takes the next segment, if the worker has it, and asks for the
-    /// lines that the roll will store into. They were last touched by other cores, or never;
-    /// fetched one after another at the roll they would make it several times as long as any other
-    /// append.
+    /// In the segment's last block, and again shortly before its end: takes the next segment, if
+    /// the worker has it, and asks for the lines that the roll will store into. They were last
+    /// touched by other cores, or never; fetched one after another at the roll they would make it
+    /// several times as long as any other append.
     fn prepare_roll(&mut self) {
+        let near_roll = self.head.limit - NEAR_ROLL_BYTES;
+        self.head.look_due = match self.head.index_due {
+            due if due < near_roll => due,
+            _ if self.head.offset < near_roll => near_roll,
+            _ => usize::MAX,
+        };
         if self.head.offset + INDEX_BLOCK_BYTES < self.head.limit {
             return;
         }
@@ -359,6 +374,7 @@ impl Writer {
         self.head.base = self.segment.base();
         self.head.offset = self.queue.geometry.data_offset();
         self.head.index_due = 0;
+        self.head.look_due = 0;
         self.head.timestamp_max = 0;
         self.ring();
         Ok(())
@@ -492,7 +508,9 @@ impl Head {
         unsafe { CommitWord::at(self.base, self.offset) }
     }
 
-    /// Writes all of a record but its commit word.
+    /// Writes all of a record but its commit word: the payload first, because a reader polls the
+    /// header's line. Taken from it any earlier, that line would go back and forth while the
+    /// others are fetched.
     ///
     /// # Safety
     /// The record fits below the limit.
@@ -507,6 +525,12 @@ impl Head {
         // zero, and we are the only writer.
         unsafe {
             let at = self.base.add(self.offset);
+            std::ptr::copy_nonoverlapping(
+                payload.as_ptr(),
+                at.add(RECORD_HEADER_BYTES),
+                payload.len(),
+            );
+            failpoint::hit("fill.payload");
             let header = at.cast::<RecordHeader>();
             (&raw mut (*header).type_id).write(type_id);
             (&raw mut (*header).flags).write(self.flags);
@@ -516,11 +540,6 @@ impl Head {
             failpoint::hit("fill.timestamp");
             (&raw mut (*header).crc).write(crc);
             failpoint::hit("fill.header");
-            std::ptr::copy_nonoverlapping(
-                payload.as_ptr(),
-                at.add(RECORD_HEADER_BYTES),
-                payload.len(),
-            );
         }
     }
 
