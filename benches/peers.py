@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ BODY = struct.Struct("<QQ48x")
 PATIENCE_S = 60
 
 Send = Callable[[bytes], Any]
-#: Gives a message, or None if there is none yet.
+#: Gives the next payload; waits for it.
 Receive = Callable[[], Any]
 Pipe = Any
 
@@ -42,8 +41,7 @@ Pipe = Any
 class Transport:
     """One way to get bytes from one process to another.
 
-    `make` runs in the parent and gives what both ends need; the ends run in the children. `payload`
-    makes bytes of what was received, if that is not bytes already.
+    `make` runs in the parent and gives what both ends need; the ends run in the children.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Transport:
     make: Callable[[Path], Any]
     sender: Callable[[Any], contextlib.AbstractContextManager[Send]]
     receiver: Callable[[Any], contextlib.AbstractContextManager[Receive]]
-    payload: Callable[[Any], Any] | None = None
 
     @property
     def is_available(self) -> bool:
@@ -83,10 +80,14 @@ def _chronicle_receiver(path: str) -> Iterator[Receive]:
     import chronicle
 
     with chronicle.Queue.open_subscriber(path, "bench") as reader:
-        yield reader.next
+        next_ = reader.next
 
+        def receive() -> memoryview:
+            while (message := next_()) is None:
+                pass
+            return message.payload
 
-_chronicle_payload = attrgetter("payload")
+        yield receive
 
 
 # --- iceoryx2: polled, as is its way; copies by the shortest path that its Python API has ---
@@ -127,11 +128,14 @@ def _iceoryx2_sender(name: str) -> Iterator[Send]:
 def _iceoryx2_receiver(name: str) -> Iterator[Receive]:
     _node, service = _iceoryx2_service(name)
     subscriber = service.subscriber_builder().buffer_size(8_192).create()
-    yield subscriber.receive
+    receive_sample, string_at = subscriber.receive, ctypes.string_at
 
+    def receive() -> bytes:
+        while (sample := receive_sample()) is None:
+            pass
+        return string_at(sample.payload_ptr, PAYLOAD_BYTES)
 
-def _iceoryx2_payload(sample: Any) -> bytes:
-    return ctypes.string_at(sample.payload_ptr, PAYLOAD_BYTES)
+    yield receive
 
 
 # --- pyzmq: PUSH and PULL over ipc ---
@@ -168,10 +172,11 @@ def _zmq_poller(address: str) -> Iterator[Receive]:
         recv, dont_wait, again = socket.recv, zmq.DONTWAIT, zmq.Again
 
         def receive() -> Any:
-            try:
-                return recv(dont_wait)
-            except again:
-                return None
+            while True:
+                try:
+                    return recv(dont_wait)
+                except again:
+                    pass
 
         yield receive
 
@@ -196,7 +201,13 @@ def _pipe_receiver(ends: Any) -> Iterator[Receive]:
 @contextmanager
 def _pipe_poller(ends: Any) -> Iterator[Receive]:
     poll, recv_bytes = ends[0].poll, ends[0].recv_bytes
-    yield lambda: recv_bytes() if poll(0) else None
+
+    def receive() -> Any:
+        while not poll(0):
+            pass
+        return recv_bytes()
+
+    yield receive
 
 
 def _queue_make(_folder: Path) -> Any:
@@ -222,10 +233,11 @@ def _queue_poller(queue: Any) -> Iterator[Receive]:
     get_nowait = queue.get_nowait
 
     def receive() -> Any:
-        try:
-            return get_nowait()
-        except Empty:
-            return None
+        while True:
+            try:
+                return get_nowait()
+            except Empty:
+                pass
 
     yield receive
 
@@ -258,22 +270,8 @@ def _fifo_receiver(queue: Any) -> Iterator[Receive]:
 
 
 TRANSPORTS = (
-    Transport(
-        "chronicle",
-        "chronicle",
-        _chronicle_make,
-        _chronicle_sender,
-        _chronicle_receiver,
-        _chronicle_payload,
-    ),
-    Transport(
-        "iceoryx2",
-        "iceoryx2",
-        _iceoryx2_make,
-        _iceoryx2_sender,
-        _iceoryx2_receiver,
-        _iceoryx2_payload,
-    ),
+    Transport("chronicle", "chronicle", _chronicle_make, _chronicle_sender, _chronicle_receiver),
+    Transport("iceoryx2", "iceoryx2", _iceoryx2_make, _iceoryx2_sender, _iceoryx2_receiver),
     Transport("pyzmq", "zmq", _zmq_make, _zmq_sender, _zmq_receiver),
     Transport("pyzmq_polling", "zmq", _zmq_make, _zmq_sender, _zmq_poller),
     Transport("pipe", "multiprocessing", _pipe_make, _pipe_sender, _pipe_receiver),
@@ -297,9 +295,11 @@ def _send_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
         ready.recv()
         due_ns = clock() + 20_000_000
         for number in range(count):
+            # Before it is due: what it costs to make bytes is no transport's.
+            payload = BODY.pack(due_ns, number)
             while clock() < due_ns:
                 pass
-            send(BODY.pack(due_ns, number))
+            send(payload)
             due_ns += interval_ns
         # Whoever stops with messages under way must not take them along.
         ready.recv()
@@ -310,39 +310,15 @@ def _receive_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
     late_ns = array("Q", bytes(8 * count))
     with BY_NAME[name].receiver(shared) as receive:
         ready.send(None)
-        payload_of = BY_NAME[name].payload
-        if payload_of is None:
-            _receive_payloads(receive, late_ns)
-        else:
-            _receive_messages(receive, payload_of, late_ns)
+        clock, unpack = time.perf_counter_ns, HEAD.unpack_from
+        for expected in range(count):
+            payload = receive()
+            now_ns = clock()
+            due_ns, number = unpack(payload)
+            assert number == expected, f"{name}: {number} instead of {expected}"
+            assert len(payload) == PAYLOAD_BYTES
+            late_ns[expected] = now_ns - due_ns
     ready.send(late_ns.tobytes())
-
-
-def _receive_payloads(receive: Receive, late_ns: array[int]) -> None:
-    clock, unpack = time.perf_counter_ns, HEAD.unpack_from
-    for expected in range(len(late_ns)):
-        while (payload := receive()) is None:
-            pass
-        now_ns = clock()
-        due_ns, number = unpack(payload)
-        assert number == expected, f"{number} instead of {expected}"
-        assert len(payload) == PAYLOAD_BYTES
-        late_ns[expected] = now_ns - due_ns
-
-
-def _receive_messages(
-    receive: Receive, payload_of: Callable[[Any], Any], late_ns: array[int]
-) -> None:
-    clock, unpack = time.perf_counter_ns, HEAD.unpack_from
-    for expected in range(len(late_ns)):
-        while (message := receive()) is None:
-            pass
-        payload = payload_of(message)
-        now_ns = clock()
-        due_ns, number = unpack(payload)
-        assert number == expected, f"{number} instead of {expected}"
-        assert len(payload) == PAYLOAD_BYTES
-        late_ns[expected] = now_ns - due_ns
 
 
 def latencies_ns(name: str, folder: Path, count: int) -> list[int]:

@@ -87,7 +87,6 @@ pub fn child(run: &Run, page_path: &Path) {
         for _ in 0..sizes.messages {
             while ticks() < due {}
             payload[..8].copy_from_slice(&due.to_le_bytes());
-            // The sender knows the time: `append` need not read the clock a second time.
             writer.append(1, &payload, None).expect("append");
             due += interval;
         }
