@@ -18,7 +18,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,13 @@ BODY = struct.Struct("<QQ48x")
 #: Ends a run in which a message was lost, s.
 PATIENCE_S = 60
 
-Send = Callable[[bytes], Any]
+#: Sends a payload when it is due, by `now_ns`.
+Send = Callable[[int, bytes], Any]
 #: Gives the next payload; waits for it.
 Receive = Callable[[], Any]
 Pipe = Any
+
+now_ns = time.perf_counter_ns
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ class Transport:
         return importlib.util.find_spec(self.module) is not None
 
 
+def _when_due(send_now: Callable[[bytes], Any]) -> Send:
+    """For what is sent by one call that takes the payload and nothing else."""
+    clock = now_ns
+
+    def send(due_ns: int, payload: bytes) -> None:
+        while clock() < due_ns:
+            pass
+        send_now(payload)
+
+    return send
+
+
 # --- chronicle ---
 
 
@@ -72,7 +86,14 @@ def _chronicle_sender(path: str) -> Iterator[Send]:
     import chronicle
 
     with chronicle.Queue.open_publisher(path) as writer:
-        yield partial(writer.append, 1)
+        clock, append = now_ns, writer.append
+
+        def send(due_ns: int, payload: bytes) -> None:
+            while clock() < due_ns:
+                pass
+            append(1, payload)
+
+        yield send
 
 
 @contextmanager
@@ -114,9 +135,11 @@ def _iceoryx2_make(folder: Path) -> str:
 def _iceoryx2_sender(name: str) -> Iterator[Send]:
     _node, service = _iceoryx2_service(name)
     publisher = service.publisher_builder().create()
-    memmove = ctypes.memmove
+    clock, memmove = now_ns, ctypes.memmove
 
-    def send(payload: bytes) -> None:
+    def send(due_ns: int, payload: bytes) -> None:
+        while clock() < due_ns:
+            pass
         sample = publisher.loan_uninit()
         memmove(sample.payload_ptr, payload, PAYLOAD_BYTES)
         sample.assume_init().send()
@@ -151,7 +174,7 @@ def _zmq_sender(address: str) -> Iterator[Send]:
 
     with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
         socket.connect(address)
-        yield socket.send
+        yield _when_due(socket.send)
 
 
 @contextmanager
@@ -190,7 +213,7 @@ def _pipe_make(_folder: Path) -> Any:
 
 @contextmanager
 def _pipe_sender(ends: Any) -> Iterator[Send]:
-    yield ends[1].send_bytes
+    yield _when_due(ends[1].send_bytes)
 
 
 @contextmanager
@@ -216,7 +239,7 @@ def _queue_make(_folder: Path) -> Any:
 
 @contextmanager
 def _queue_sender(queue: Any) -> Iterator[Send]:
-    yield queue.put
+    yield _when_due(queue.put)
     queue.close()
     queue.join_thread()
 
@@ -261,7 +284,7 @@ def _fifo_make(_folder: Path) -> Any:
 
 @contextmanager
 def _fifo_sender(queue: Any) -> Iterator[Send]:
-    yield queue.put
+    yield _when_due(queue.put)
 
 
 @contextmanager
@@ -289,17 +312,13 @@ BY_NAME = {transport.name: transport for transport in TRANSPORTS}
 
 def _send_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
     pin(0)
-    clock = time.perf_counter_ns
     interval_ns = 1_000_000_000 // RATE_PER_S
     with BY_NAME[name].sender(shared) as send:
         ready.recv()
-        due_ns = clock() + 20_000_000
+        due_ns = now_ns() + 20_000_000
         for number in range(count):
-            # Before it is due: what it costs to make bytes is no transport's.
-            payload = BODY.pack(due_ns, number)
-            while clock() < due_ns:
-                pass
-            send(payload)
+            # The bytes are made before they are due: what that costs is no transport's.
+            send(due_ns, BODY.pack(due_ns, number))
             due_ns += interval_ns
         # Whoever stops with messages under way must not take them along.
         ready.recv()
@@ -310,14 +329,14 @@ def _receive_all(name: str, shared: Any, count: int, ready: Pipe) -> None:
     late_ns = array("Q", bytes(8 * count))
     with BY_NAME[name].receiver(shared) as receive:
         ready.send(None)
-        clock, unpack = time.perf_counter_ns, HEAD.unpack_from
+        clock, unpack = now_ns, HEAD.unpack_from
         for expected in range(count):
             payload = receive()
-            now_ns = clock()
+            received_ns = clock()
             due_ns, number = unpack(payload)
             assert number == expected, f"{name}: {number} instead of {expected}"
             assert len(payload) == PAYLOAD_BYTES
-            late_ns[expected] = now_ns - due_ns
+            late_ns[expected] = received_ns - due_ns
     ready.send(late_ns.tobytes())
 
 
