@@ -1,7 +1,8 @@
 //! What a reader gives out: one message, or a run of them. Both export their bytes and keep the
 //! mapping alive.
 
-use chronicle_core::layout::{RECORD_ALIGN, RECORD_HEADER_BYTES};
+use chronicle_core::Reader;
+use chronicle_core::layout::{RECORD_ALIGN, RECORD_HEADER_BYTES, record_stride};
 use chronicle_core::queue::reader::RecordRun;
 use chronicle_core::queue::segment::{RawRecord, Segment};
 use chronicle_core::sync::Arc;
@@ -20,6 +21,8 @@ const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 pub struct Message {
     /// Changed only by [`Pool`], while nobody but the pool holds the object.
     place: UnsafeCell<Place>,
+    /// The payload's view, if it was made ahead; the first who asks for it takes it.
+    view: Ahead,
 }
 
 struct Place {
@@ -30,8 +33,34 @@ struct Place {
 }
 
 // SAFETY: the place is written only by `Pool::message`, which holds the only reference then; all
-// other uses are reads.
+// other uses are reads. The view is only touched by threads that are attached to the interpreter,
+// and where that does not make them take turns, not at all.
 unsafe impl Sync for Message {}
+
+/// A slot for a view that was made before its message came.
+#[derive(Default)]
+struct Ahead(UnsafeCell<Option<Py<PyMemoryView>>>);
+
+impl Ahead {
+    #[inline(always)]
+    fn is_there(&self, _attached: Python<'_>) -> bool {
+        // SAFETY: as in `replace`.
+        !cfg!(Py_GIL_DISABLED) && unsafe { (*self.0.get()).is_some() }
+    }
+
+    #[inline(always)]
+    fn replace(
+        &self,
+        _attached: Python<'_>,
+        view: Option<Py<PyMemoryView>>,
+    ) -> Option<Py<PyMemoryView>> {
+        if cfg!(Py_GIL_DISABLED) {
+            return None;
+        }
+        // SAFETY: we hold the interpreter lock, and nothing runs between these two moves.
+        unsafe { std::mem::replace(&mut *self.0.get(), view) }
+    }
+}
 
 impl Message {
     #[inline(always)]
@@ -57,6 +86,19 @@ impl Message {
 pub struct Pool {
     given: [Option<Py<Message>>; 2],
     turn: usize,
+    ahead: Option<Guess>,
+    /// Where the last guess was made, so that one place is guessed at once.
+    guessed_at: u64,
+    len_last: Option<usize>,
+}
+
+/// A view made while there was nothing to read, for the next message if that is as long as the one
+/// before. It shows bytes that may not be written yet; nobody gets it before they are committed.
+struct Guess {
+    segment: Arc<Segment>,
+    offset: usize,
+    len: usize,
+    view: Py<PyMemoryView>,
 }
 
 impl Pool {
@@ -69,6 +111,8 @@ impl Pool {
         source: i64,
     ) -> PyResult<Py<Message>> {
         self.turn ^= 1;
+        self.len_last = Some(raw.len);
+        let view = if self.ahead.is_some() { self.take_guess(&raw, segment) } else { None };
         if cfg!(not(Py_GIL_DISABLED))
             && let Some(given) = &self.given[self.turn]
             // SAFETY: a live object; we are attached.
@@ -82,12 +126,78 @@ impl Pool {
             if !Arc::ptr_eq(&place.segment, segment) {
                 place.segment = Arc::clone(segment);
             }
+            if view.is_some() || given.get().view.is_there(py) {
+                drop(given.get().view.replace(py, view));
+            }
             return Ok(given.clone_ref(py));
         }
         let place = Place { raw, source, segment: Arc::clone(segment) };
-        let fresh = Py::new(py, Message { place: UnsafeCell::new(place) })?;
+        let view = Ahead(UnsafeCell::new(view));
+        let fresh = Py::new(py, Message { place: UnsafeCell::new(place), view })?;
         self.given[self.turn] = Some(fresh.clone_ref(py));
         Ok(fresh)
+    }
+
+    /// Called when there is nothing to read: makes the view of the next message's payload, which
+    /// is half of what it costs Python to receive one, so that this is done when the message comes.
+    #[inline(always)]
+    pub fn guess(&mut self, py: Python<'_>, reader: &Reader) -> PyResult<()> {
+        if cfg!(Py_GIL_DISABLED) || self.guessed_at == reader.position() {
+            return Ok(());
+        }
+        self.make_guess(py, reader)
+    }
+
+    #[inline(never)]
+    fn take_guess(&mut self, raw: &RawRecord, segment: &Arc<Segment>) -> Option<Py<PyMemoryView>> {
+        let guess = self.ahead.take()?;
+        let is_right = guess.offset == raw.offset
+            && guess.len == raw.len
+            && Arc::ptr_eq(&guess.segment, segment);
+        is_right.then_some(guess.view)
+    }
+
+    #[cold]
+    fn make_guess(&mut self, py: Python<'_>, reader: &Reader) -> PyResult<()> {
+        self.guessed_at = reader.position();
+        let segment = reader.segment();
+        let geometry = segment.geometry;
+        let offset = geometry.offset_of(self.guessed_at);
+        self.ahead = match self.len_last {
+            Some(len) if offset + record_stride(len) <= geometry.data_limit() => {
+                let bytes = Bytes { segment: Arc::clone(segment), offset, len };
+                let view = PyMemoryView::from(Bound::new(py, bytes)?.as_any())?.unbind();
+                Some(Guess { segment: Arc::clone(segment), offset, len, view })
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+}
+
+/// The payload that a [`Guess`] is for. Exports its bytes and keeps the mapping alive.
+#[pyclass(frozen, module = "chronicle._core")]
+struct Bytes {
+    segment: Arc<Segment>,
+    offset: usize,
+    len: usize,
+}
+
+#[pymethods]
+impl Bytes {
+    /// # Safety
+    /// Called by the interpreter with a valid view.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let this = slf.get();
+        // SAFETY: `Pool::make_guess` has checked that such a record would lie inside the segment.
+        let base = unsafe { this.segment.base().add(this.offset + RECORD_HEADER_BYTES) };
+        // SAFETY: the bytes live as long as the exporter, which the view holds, and do not change
+        // once they are committed, before which nobody is given the view.
+        unsafe { export(view, &slf, base, this.len, flags) }
     }
 }
 
@@ -116,7 +226,10 @@ impl Message {
     #[getter]
     #[inline(always)]
     fn payload<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
-        PyMemoryView::from(slf.as_any())
+        match slf.get().view.replace(slf.py(), None) {
+            Some(view) => Ok(view.into_bound(slf.py())),
+            None => PyMemoryView::from(slf.as_any()),
+        }
     }
 
     #[getter]

@@ -68,7 +68,7 @@ impl QueueReader {
     #[inline(always)]
     fn next(&self, py: Python<'_>) -> PyResult<Option<Py<Message>>> {
         self.inner.with(py, |inner| match inner.reader.next() {
-            Ok(None) => Ok(None),
+            Ok(None) => inner.pool.guess(py, &inner.reader).map(|()| None),
             Ok(Some(record)) => inner.pool.message(py, record.raw, record.segment(), -1).map(Some),
             Err(error) => Err(to_py(error)),
         })
