@@ -12,6 +12,7 @@ __all__ = [
     "RECORD_HEADER_BYTES",
     "FanInReader",
     "Floor",
+    "GuardTrial",
     "Message",
     "Provisioner",
     "QueueReader",
@@ -157,6 +158,25 @@ class Floor:
         self, type_id: int, payload: _Buffer, *, timestamp_ns: int | None = None
     ) -> None: ...
     def next(self) -> None: ...
+
+# number, arch, args, call_site, stack, timestamp_ns, refused
+_NativeReport = tuple[int, int, tuple[int, ...], int, tuple[int, ...], int, bool]
+
+@final
+class GuardTrial:
+    def __new__(
+        cls, function: int, argument: int = 0, *, mode: str = "observe", capacity: int = 1024
+    ) -> Self: ...
+    @property
+    def thread_id(self) -> int: ...
+    @property
+    def no_new_privs(self) -> bool: ...
+    @property
+    def must_stop(self) -> bool: ...
+    @property
+    def counts(self) -> tuple[int, int, int]: ...
+    def drain(self) -> list[_NativeReport]: ...
+    def join(self) -> int: ...
 
 @final
 class Provisioner:

@@ -9,6 +9,7 @@ mod channel;
 mod errors;
 mod fanin;
 mod floor;
+mod guard;
 mod message;
 mod numbers;
 mod owned;
@@ -28,6 +29,7 @@ mod _core {
         channel::{Receiver, Sender, channel},
         fanin::FanInReader,
         floor::Floor,
+        guard::GuardTrial,
         message::{Message, Run},
         provision::Provisioner,
         reader::QueueReader,

@@ -9,11 +9,11 @@
 //!
 //! The ring's producer belongs to the signal handler of the one armed thread. `os::sigsys` blocks
 //! signals while it is told of a call, so the producer is never entered twice, which it could not
-//! bear.
+//! bear. A guard is armed once, so the producer never passes from one thread to another.
 //!
 //! # Orderings
-//! - G1: `armed` Release store in `drop` -> Acquire exchange in `arm`. The next thread to arm the
-//!   same guard sees the producer as the last one left it.
+//! None: what this module shares are counts and two flags that publish nothing; each is Relaxed and
+//! says so. Reports are published by the ring.
 
 use crate::os::sigsys::{self, Call, Decision, Supervisor};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
@@ -64,7 +64,7 @@ pub struct Guard {
     /// Touched only by the armed thread's handler.
     producer: UnsafeCell<rtrb::Producer<Report>>,
     consumer: Mutex<rtrb::Consumer<Report>>,
-    armed: AtomicU32,
+    used: AtomicU32,
     must_stop: AtomicU32,
     seen: AtomicU64,
     dropped: AtomicU64,
@@ -72,7 +72,7 @@ pub struct Guard {
 }
 
 // SAFETY: the one field that is not `Sync` is the producer. Only `trapped` touches it, which runs in
-// the signal handler of the one thread that `armed` lets in, with signals blocked.
+// the signal handler of the one thread that `used` lets in, with signals blocked.
 unsafe impl Sync for Guard {}
 
 /// How many calls a guard has seen.
@@ -104,7 +104,7 @@ impl Guard {
             mode,
             producer: UnsafeCell::new(producer),
             consumer: Mutex::new(consumer),
-            armed: AtomicU32::new(0),
+            used: AtomicU32::new(0),
             must_stop: AtomicU32::new(0),
             seen: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -120,26 +120,24 @@ impl Guard {
     /// the thread's life; what the thread calls after the drop is made and not reported.
     ///
     /// Call it last, on a thread that blocks asynchronous signals and that ends soon after the
-    /// guard does.
+    /// guard does. A guard serves one thread, once.
     ///
     /// # Errors
-    /// If filters are not allowed here, another library has taken over SIGSYS, or the guard or the
-    /// thread is armed already. Nothing has changed then.
+    /// If filters are not allowed here, another library has taken over SIGSYS, the guard was used
+    /// already, or the thread is guarded. Nothing has changed then.
     pub fn arm(self: &Arc<Self>) -> io::Result<Armed> {
-        let mut armed = Armed { guard: Arc::clone(self), inner: None };
         if self.mode == GuardMode::Off {
-            return Ok(armed);
+            return Ok(Armed { inner: None });
         }
-        if self.armed.compare_exchange(0, 1, Ordering::Acquire, Ordering::Acquire).is_err() {
-            // G1
-            return Err(io::Error::other(
-                "the guard is armed on another thread; make one per thread",
-            ));
+        // Relaxed, here and below: nothing is read through it; whoever got the guard itself sees
+        // the producer as it was made.
+        if self.used.swap(1, Ordering::Relaxed) != 0 {
+            return Err(io::Error::other("the guard was armed before; make one for each thread"));
         }
         let supervisor: Arc<dyn Supervisor> = Arc::<Self>::clone(self);
-        let inner = sigsys::arm(supervisor);
-        armed.inner = Some(inner.inspect_err(|_| self.armed.store(0, Ordering::Release))?); // G1
-        Ok(armed)
+        // Relaxed: as above; a thread that could not be armed has not touched the producer.
+        let unused = |_: &io::Error| self.used.store(0, Ordering::Relaxed);
+        Ok(Armed { inner: Some(sigsys::arm(supervisor).inspect_err(unused)?) })
     }
 
     /// Whether a call was refused in [`GuardMode::Enforce`]. One load.
@@ -151,11 +149,9 @@ impl Guard {
 
     pub fn counts(&self) -> GuardCounts {
         // Relaxed: for show; each is exact on its own.
-        GuardCounts {
-            seen: self.seen.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
-            dropped: self.dropped.load(Ordering::Relaxed),
-        }
+        let [seen, refused, dropped] =
+            [&self.seen, &self.refused, &self.dropped].map(|count| count.load(Ordering::Relaxed));
+        GuardCounts { seen, refused, dropped }
     }
 
     /// Takes the reports that are there, oldest first, and returns how many. Any thread may call it;
@@ -208,7 +204,6 @@ impl Supervisor for Guard {
 /// While it lives, the thread that made it is guarded.
 #[must_use = "the guard ends when it is dropped"]
 pub struct Armed {
-    guard: Arc<Guard>,
     /// `None` if the mode is off.
     inner: Option<sigsys::Armed>,
 }
@@ -217,15 +212,6 @@ impl Armed {
     /// Whether the thread had to give up gaining privileges, for want of CAP_SYS_ADMIN.
     pub fn no_new_privs(&self) -> bool {
         self.inner.as_ref().is_some_and(sigsys::Armed::no_new_privs)
-    }
-}
-
-impl Drop for Armed {
-    fn drop(&mut self) {
-        if let Some(inner) = self.inner.take() {
-            drop(inner);
-            self.guard.armed.store(0, Ordering::Release); // G1
-        }
     }
 }
 

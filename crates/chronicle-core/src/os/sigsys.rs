@@ -43,10 +43,13 @@
 //! on a guarded thread. Hot threads block signals, so no handler runs there.
 //!
 //! # Orderings
-//! - S1: `supervisor` Release store in [`arm`] and in `drop` -> Acquire load in the handler. Both are
-//!   on one thread; the pair keeps the compiler from moving what the supervisor is made of.
-//! - S2: `thread_id` Acquire/Release exchange of the place -> the next exchange. Who takes over the
-//!   place of a thread that is gone sees what that thread left in it.
+//! - S1: `supervisor` Release store in [`arm`] -> Acquire load in the handler, and Acquire exchange by
+//!   whoever takes it away: the armed thread itself, or who takes over the place of one that is
+//!   gone. Who has the pointer sees what it points at. It is the hand-over of P5 in
+//!   `docs/internals/ordering.md`.
+//!
+//! `thread_id` and `thread_pointer` publish nothing: of those who want a place, one wins the exchange,
+//! and the handler compares a pointer that its own thread stored.
 
 use super::seccomp::{NATIVE_ARCH, allowed_syscall, allowed_syscall_on, install};
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -140,22 +143,23 @@ fn thread_pointer() -> u64 {
 fn claim() -> io::Result<usize> {
     let own = super::thread::current_id();
     for (index, place) in PLACES.iter().enumerate() {
-        let holder = place.thread_id.load(Ordering::Acquire); // S2
+        // Relaxed, both: see the module's header.
+        let holder = place.thread_id.load(Ordering::Relaxed);
         // This thread has no place, so its id in the table is that of a dead one.
         if holder != 0 && holder != own && is_alive(holder) {
             continue;
         }
         let taken =
-            place.thread_id.compare_exchange(holder, own, Ordering::AcqRel, Ordering::Acquire); // S2
+            place.thread_id.compare_exchange(holder, own, Ordering::Relaxed, Ordering::Relaxed);
         if taken.is_err() {
             continue;
         }
-        let left = place.supervisor.swap(std::ptr::null_mut(), Ordering::AcqRel); // S1
+        let left = place.supervisor.swap(std::ptr::null_mut(), Ordering::Acquire); // S1
         if !left.is_null() {
             // SAFETY: `arm` put it there, and its thread ended without taking it back.
             drop(unsafe { Box::from_raw(left) });
         }
-        // Relaxed: read by traps of this thread only, which come later.
+        // Relaxed: see the module's header.
         place.thread_pointer.store(thread_pointer(), Ordering::Relaxed);
         return Ok(index);
     }
@@ -214,6 +218,7 @@ pub fn arm(supervisor: Arc<dyn Supervisor>) -> io::Result<Armed> {
         // Refused: dropping `armed` takes the supervisor back, and the place stays for a next try.
         armed.no_new_privs = install(MARK | index as u16).inspect_err(|_| OWN_PLACE.set(None))?;
     }
+    super::thread::clear_stack();
     Ok(armed)
 }
 
@@ -227,7 +232,7 @@ impl Armed {
 impl Drop for Armed {
     fn drop(&mut self) {
         let null = std::ptr::null_mut();
-        let supervisor = PLACES[self.place].supervisor.swap(null, Ordering::AcqRel); // S1
+        let supervisor = PLACES[self.place].supervisor.swap(null, Ordering::Acquire); // S1
         self.signal_stack.remove();
         if !supervisor.is_null() {
             // SAFETY: `arm` put it there; the handler, on this thread, no longer finds it.
@@ -396,14 +401,7 @@ fn on_trap(place: &Place, info: &SigsysInfo, saved: &mut Saved) {
     let mut decision = Decision::Pass;
     if !supervisor.is_null() {
         call.timestamp_ns = wall_ns();
-        let read = read_memory(
-            saved.stack_pointer(),
-            call.stack.as_mut_ptr().cast(),
-            size_of_val(&call.stack),
-        );
-        if read.is_err() {
-            call.stack = [0; STACK_WORDS];
-        }
+        saved.copy_stack(&mut call.stack);
         let mask = set_mask(!SYNCHRONOUS);
         // SAFETY: not null, so `arm` put it there, and this thread has not taken it back.
         decision = unsafe { (*supervisor).trapped(&call) };
@@ -659,6 +657,22 @@ impl Saved {
     #[cfg(target_arch = "aarch64")]
     fn stack_pointer(&self) -> usize {
         self.0.uc_mcontext.sp as usize
+    }
+
+    /// The words at the stack pointer; on aarch64 after the register that holds the return address
+    /// of a function that calls no other.
+    fn copy_stack(&self, into: &mut [usize; STACK_WORDS]) {
+        #[cfg(target_arch = "x86_64")]
+        let words = &mut into[..];
+        #[cfg(target_arch = "aarch64")]
+        let words = {
+            into[0] = self.0.uc_mcontext.regs[30] as usize;
+            &mut into[1..]
+        };
+        let len_bytes = size_of_val(words);
+        if read_memory(self.stack_pointer(), words.as_mut_ptr().cast(), len_bytes).is_err() {
+            words.fill(0);
+        }
     }
 
     /// Sets what the call returns.

@@ -1,0 +1,1 @@
+"""The hot thread: handlers, their audit, the thread itself, its guard and its meter."""
