@@ -18,6 +18,7 @@ b'hello'
 #   message    @message: fixed-layout messages       channel, aio: small helpers
 #   schema     queue.json: the messages that a queue carries; imported when first needed
 #   queue      queues, readers, writers, fan-in
+#   hot        handlers, and the hot thread that runs them; imported when first needed
 #   sidecar    the asyncio runtime beside hot threads; imported when first needed
 #   feeds      decoders of market data; imported by hand, since they need NumPy at once
 #   cli        the command `chronicle`, one file per command
@@ -36,12 +37,15 @@ from chronicle.errors import (
     ChannelFull,
     ChronicleError,
     Closed,
+    CommandRefused,
     CorruptRecord,
     DecodeError,
     DiskFull,
     Forked,
     FormatError,
     Gap,
+    GuardViolation,
+    HotThreadFailed,
     Moved,
     NotAQueue,
     QueueFull,
@@ -69,6 +73,8 @@ from chronicle.queue import (
 )
 
 if TYPE_CHECKING:
+    from chronicle.hot.program import NativeHandler
+    from chronicle.hot.thread import HotThread
     from chronicle.sidecar.runtime import Sidecar
 
 __all__ = [
@@ -78,6 +84,7 @@ __all__ = [
     "ChannelFull",
     "ChronicleError",
     "Closed",
+    "CommandRefused",
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
@@ -85,8 +92,12 @@ __all__ = [
     "Forked",
     "FormatError",
     "Gap",
+    "GuardViolation",
+    "HotThread",
+    "HotThreadFailed",
     "Message",
     "Moved",
+    "NativeHandler",
     "NotAQueue",
     "Provisioner",
     "Queue",
@@ -118,6 +129,8 @@ __all__ = [
 
 #: Public names whose modules import something heavy, by module; loaded when first asked for.
 _LAZY = {
+    "HotThread": "chronicle.hot.thread",
+    "NativeHandler": "chronicle.hot.program",
     "Sidecar": "chronicle.sidecar.runtime",
 }
 
@@ -131,3 +144,7 @@ def __getattr__(name: str) -> object:
     value: object = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

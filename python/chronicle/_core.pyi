@@ -1,6 +1,6 @@
 """Types of the native core. Checked by stubtest; documented where `chronicle` exports them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Self, final
 
@@ -13,6 +13,7 @@ __all__ = [
     "FanInReader",
     "Floor",
     "GuardTrial",
+    "HotCore",
     "Message",
     "Provisioner",
     "QueueReader",
@@ -24,6 +25,7 @@ __all__ = [
     "apply_retention",
     "channel",
     "clock_ns",
+    "hot_symbols",
     "inspect",
     "remove_reader",
     "verify",
@@ -179,6 +181,68 @@ class GuardTrial:
     def join(self) -> int: ...
 
 @final
+class HotCore:
+    def __new__(
+        cls,
+        name: str,
+        addresses: tuple[int, int, int, int, int, int],
+        flags: int,
+        state: bytes,
+        outputs: int,
+        counters: int,
+        *,
+        callback: Callable[[Any], object] | None,
+        core: int | None,
+        fifo_priority: int | None,
+        lock_memory: bool,
+        strict: bool,
+        wait: str,
+        spin_ns: int,
+        meter: str,
+        mode: str,
+        commit: bool,
+        sources_max: int,
+        commands_max: int,
+        log_records: int,
+        guard: str,
+    ) -> Self: ...
+    def start(
+        self,
+        readers: Sequence[tuple[int, QueueReader]],
+        writers: Sequence[tuple[int, QueueWriter]],
+        provisioner: Provisioner,
+        journal: QueueWriter | None,
+        journal_head: bytes,
+    ) -> tuple[list[str], dict[str, Any] | None]: ...
+    def ask_to_stop(self) -> None: ...
+    def is_finished(self) -> bool: ...
+    def join(self) -> tuple[dict[str, Any] | None, list[int], Exception | None] | None: ...
+    def send(self, ticket: int, type_id: int, payload: bytes) -> bool: ...
+    def send_stop(self, ticket: int) -> bool: ...
+    def remove_reader(self, ticket: int, source: int) -> bool: ...
+    def add_reader(
+        self, ticket: int, reader: QueueReader, provisioner: Provisioner, about: bytes
+    ) -> bool: ...
+    def add_writer(
+        self,
+        ticket: int,
+        output: int,
+        writer: QueueWriter,
+        provisioner: Provisioner,
+        about: bytes,
+    ) -> bool: ...
+    def drain_acks(self) -> list[tuple[Any, ...]]: ...
+    def drain_log(self, count_max: int) -> bytes: ...
+    def drain_guard(self) -> list[_NativeReport]: ...
+    def status(self) -> dict[str, Any]: ...
+    def histogram(self, name: str) -> tuple[list[tuple[int, int]], int]: ...
+    def counters(self) -> list[int]: ...
+    def state(self) -> bytes: ...
+    def release_retired(self) -> int: ...
+    @property
+    def commands_max(self) -> int: ...
+
+@final
 class Provisioner:
     def __new__(cls) -> Self: ...
     def attach(
@@ -212,6 +276,7 @@ def apply_retention(
 ) -> dict[str, Any]: ...
 def channel(capacity: int) -> tuple[Sender, Receiver]: ...
 def clock_ns() -> int: ...
+def hot_symbols() -> dict[str, int]: ...
 def inspect(path: _Path) -> dict[str, Any]: ...
 def remove_reader(path: _Path, name: str) -> None: ...
 def verify(path: _Path, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]: ...

@@ -23,12 +23,15 @@ __all__ = [
     "ChannelFull",
     "ChronicleError",
     "Closed",
+    "CommandRefused",
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
     "Forked",
     "FormatError",
     "Gap",
+    "GuardViolation",
+    "HotThreadFailed",
     "Moved",
     "NotAQueue",
     "QueueFull",
@@ -89,6 +92,18 @@ class ChannelFull(ChronicleError):
 
 class Closed(ChronicleError):
     """The object was closed."""
+
+
+class CommandRefused(ChronicleError):
+    """A hot thread could not do what a command asked. What the command carried is given back.
+
+    Attributes
+    ----------
+    ticket
+        Of the command.
+    """
+
+    ticket: int
 
 
 class CorruptRecord(ChronicleError):
@@ -157,6 +172,34 @@ class Gap(ChronicleError):
     first_missing: int
     next: int
     reason: str
+
+
+class HotThreadFailed(ChronicleError):
+    """A hot thread ended, or did not start, because something failed. Everything was given back.
+
+    Attributes
+    ----------
+    thread
+        Its name.
+    during
+        ``"message"``, ``"command"``, ``"event"``, ``"idle"``, ``"start"``, ``"stop"``, ``"batch"``
+        or ``"loop"``.
+    source, seq, type_id
+        The message that the handler failed on; of a command `seq` is its ticket. ``None``, 0 and 0
+        if no message is to blame.
+    reason
+        What went wrong, in one line.
+    """
+
+    thread: str
+    during: str
+    seq: int
+    type_id: int
+    reason: str
+
+
+class GuardViolation(HotThreadFailed):
+    """A hot thread under ``guard="enforce"`` made a system call, which was refused."""
 
 
 class Moved(ChronicleError):

@@ -16,16 +16,34 @@
 //! and after every `max(64, sources)` messages, so an idle source costs less than one load per
 //! message; strict mode emits a head only if every idle source has already shown a later timestamp.
 //!
+//! A fan-in that was made with a capacity holds all its memory from the start: adding, removing and
+//! merging within it touch no heap, so that a hot thread may do all three.
+//!
 //! A source that fails counts as idle, and its error is handed out once per look. A look goes over
 //! all idle sources even if some fail, so that no error keeps a message of another source from its
 //! place in the order; further errors wait for the next calls.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::futex::WaitWord;
 use crate::queue::reader::{Reader, Record};
 use crate::queue::segment::RawRecord;
 use crate::wait::{self, WaitStrategy, WaitTarget, Waited};
 use std::collections::VecDeque;
 use std::time::Duration;
+
+/// A reader that a full fan-in gives back.
+pub struct NoRoom(pub Reader);
+
+/// What [`FanIn::arm`] has to say to who wants to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// Do not sleep: there is something to deliver or to look at.
+    Ready,
+    /// Every source rings.
+    All,
+    /// Some cannot ring (queues on a read-only mount): sleep for a short time only.
+    Some,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeMode {
@@ -78,10 +96,13 @@ struct Source {
 pub struct FanIn {
     mode: MergeMode,
     sources: Vec<Option<Source>>,
+    /// Sources that there is room for.
+    sources_max: usize,
     /// The winner tree: node `n` has the children `2n` and `2n + 1`, the leaf of source `s` is
-    /// `leaves + s`, the root is 1.
+    /// `leaves + s`, the root is 1. As long as the highest capacity needs; what lies behind
+    /// `2 * leaves` is not in use.
     tree: Vec<Key>,
-    /// A power of two.
+    /// A power of two, no larger than the sources need.
     leaves: usize,
     idle: Vec<u32>,
     /// The source whose head was delivered and must be replaced before anything else.
@@ -96,11 +117,19 @@ pub struct FanIn {
 }
 
 impl FanIn {
+    /// A fan-in that grows with its sources.
     pub fn new(mode: MergeMode) -> Self {
-        Self {
+        Self::with_capacity(mode, 0)
+    }
+
+    /// A fan-in with room for `sources_max` sources. Within that, only [`FanIn::wait`] allocates,
+    /// and what makes an error.
+    pub fn with_capacity(mode: MergeMode, sources_max: usize) -> Self {
+        let mut fan = Self {
             mode,
             sources: Vec::new(),
-            tree: vec![ABSENT; 2],
+            sources_max: 0,
+            tree: Vec::new(),
             leaves: 1,
             idle: Vec::new(),
             delivered: None,
@@ -108,28 +137,65 @@ impl FanIn {
             failed: VecDeque::new(),
             gap_reported: false,
             active: 0,
-        }
+        };
+        fan.reserve(sources_max);
+        fan
     }
 
-    /// Adds a source; returns its number. Numbers of removed sources are used again. May allocate.
+    /// Makes room for `sources_max` sources in all.
+    fn reserve(&mut self, sources_max: usize) {
+        let more = |len: usize| sources_max.saturating_sub(len);
+        self.sources.reserve(more(self.sources.len()));
+        self.idle.reserve(more(self.idle.len()));
+        self.failed.reserve(more(self.failed.len()));
+        let nodes = 2 * sources_max.next_power_of_two();
+        if self.tree.len() < nodes {
+            self.tree.resize(nodes, ABSENT);
+        }
+        self.sources_max = self.sources_max.max(sources_max);
+    }
+
+    /// Adds a source; returns its number. Numbers of removed sources are used again. Allocates
+    /// where the capacity is used up.
     pub fn add(&mut self, reader: Reader) -> usize {
-        let source = Source { reader, head: None, watermark: 0, has_shown: false };
-        let number = match self.sources.iter().position(Option::is_none) {
-            Some(free) => {
-                self.sources[free] = Some(source);
-                free
-            }
-            None => {
-                self.sources.push(Some(source));
-                self.grow();
-                self.sources.len() - 1
-            }
-        };
-        self.active += 1;
-        self.idle.push(number as u32);
-        self.idle.reserve(self.sources.len());
-        self.until_idle_check = 0;
+        if self.active == self.sources_max {
+            self.reserve((2 * self.sources_max).max(4));
+        }
+        let number = self.lowest_free();
+        self.put(number, reader);
         number
+    }
+
+    /// Adds a source within the capacity, without touching the heap; gives the reader back if there
+    /// is no room.
+    ///
+    /// # Errors
+    /// [`NoRoom`], with the reader.
+    #[allow(clippy::result_large_err)] // A box would have to be allocated.
+    pub fn try_add(&mut self, reader: Reader) -> Result<usize, NoRoom> {
+        if self.active == self.sources_max {
+            return Err(NoRoom(reader));
+        }
+        let number = self.lowest_free();
+        self.put(number, reader);
+        Ok(number)
+    }
+
+    fn lowest_free(&self) -> usize {
+        self.sources.iter().position(Option::is_none).unwrap_or(self.sources.len())
+    }
+
+    fn put(&mut self, number: usize, reader: Reader) {
+        let source = Source { reader, head: None, watermark: 0, has_shown: false };
+        if number == self.sources.len() {
+            self.sources.push(Some(source));
+        } else {
+            self.sources[number] = Some(source);
+        }
+        self.active += 1;
+        self.fit_tree();
+        self.idle.push(number as u32);
+        self.until_idle_check = 0;
     }
 
     /// Takes a source out and gives it back, placed before its first message that was not
@@ -143,7 +209,23 @@ impl FanIn {
         if self.delivered == Some(number as u32) {
             self.delivered = None;
         }
+        while self.sources.last().is_some_and(Option::is_none) {
+            self.sources.pop();
+        }
+        self.fit_tree();
         Some(source.reader)
+    }
+
+    /// Puts the message that was delivered last back, as if it had not been: the source's reader
+    /// stands before it again. Nothing if something else has happened since.
+    pub fn undeliver(&mut self, raw: &RawRecord) {
+        let Some(number) = self.delivered.take() else { return };
+        if let Some(source) = self.sources[number as usize].as_mut() {
+            source.reader.step_back(raw);
+        }
+        self.set_key(number, ABSENT);
+        self.idle.push(number);
+        self.until_idle_check = 0;
     }
 
     /// The next message and its source, or `None` if there is none that may be delivered now.
@@ -186,6 +268,14 @@ impl FanIn {
         }
     }
 
+    /// Commits what was delivered of one source. Two stores; nothing if there is no such source.
+    #[inline(always)]
+    pub fn commit_source(&self, number: usize) {
+        if let Some(Some(source)) = self.sources.get(number) {
+            source.reader.commit();
+        }
+    }
+
     /// As [`Reader::check_owner`], for all sources.
     ///
     /// # Errors
@@ -215,8 +305,35 @@ impl FanIn {
             .collect()
     }
 
+    /// Arms the doorbells of the sources that may have something new, and puts their words into
+    /// `words`, which has room for all of them. The caller sleeps on them unless it is told not to.
+    /// Touches no heap. P3.
+    pub fn arm(&mut self, words: &mut Vec<WaitWord>) -> Armed {
+        let is_held_up = self.mode == MergeMode::Strict && !self.may_deliver(self.winner_key());
+        let can_deliver = !is_held_up && self.winner_key().is_present();
+        if can_deliver || self.delivered.is_some() || !self.failed.is_empty() {
+            return Armed::Ready;
+        }
+        let mut armed = Armed::All;
+        for source in self.sources.iter_mut().flatten().filter(|s| s.head.is_none()) {
+            if source.reader.can_be_rung() {
+                words.push(source.reader.arm());
+            } else {
+                armed = Armed::Some;
+            }
+        }
+        // Only now, behind the fences of all.
+        let mut idle = self.sources.iter_mut().flatten().filter(|s| s.head.is_none());
+        if idle.any(|s| s.reader.has_something()) { Armed::Ready } else { armed }
+    }
+
     pub fn reader(&self, number: usize) -> Option<&Reader> {
         self.sources.get(number)?.as_ref().map(|s| &s.reader)
+    }
+
+    /// Numbers in use are below this.
+    pub fn numbers_end(&self) -> usize {
+        self.sources.len()
     }
 
     pub fn len(&self) -> usize {
@@ -334,18 +451,18 @@ impl FanIn {
         }
     }
 
-    /// Makes room for all sources and plays all matches.
-    fn grow(&mut self) {
+    /// Gives the tree as many leaves as the sources need, and plays all matches.
+    fn fit_tree(&mut self) {
         let leaves = self.sources.len().next_power_of_two();
         if leaves == self.leaves {
             return;
         }
-        let mut tree = vec![ABSENT; 2 * leaves];
-        tree[leaves..leaves + self.leaves].copy_from_slice(&self.tree[self.leaves..]);
+        let kept = self.leaves.min(leaves);
+        self.tree.copy_within(self.leaves..self.leaves + kept, leaves);
+        self.tree[leaves + kept..2 * leaves].fill(ABSENT);
         for node in (1..leaves).rev() {
-            tree[node] = tree[2 * node].lesser(tree[2 * node + 1]);
+            self.tree[node] = self.tree[2 * node].lesser(self.tree[2 * node + 1]);
         }
-        self.tree = tree;
         self.leaves = leaves;
     }
 }

@@ -10,7 +10,7 @@
 //! - `layout`: every byte on disk.
 //! - `queue`: writer, reader, cursors, recovery, segments, retention, provisioner.
 //! - `fanin`, `wait`: many queues as one, and sleeping without losing a wake-up.
-//! - `hot`: what runs on a hot thread, and what watches it.
+//! - `hot`: the hot thread: loop, commands, log ring, meter, the C ABI of handlers, the guard.
 //!
 //! Under `cfg(loom)` only the two lowest exist: loom's atomics cannot stand in mapped memory.
 

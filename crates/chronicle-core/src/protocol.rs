@@ -25,6 +25,13 @@
 //! - P8 cursor: sequence store, then position Release store in [`commit_cursor`] -> position
 //!   Acquire load in [`raise_floor`] or at resume. Who sees a position sees a sequence at least as
 //!   new.
+//! - P9 request: `wanted` Release store in [`WakeRequest::ask`] -> Acquire exchange in
+//!   [`WakeRequest::take`]. Who takes a request sees the futex word moved, and so does every
+//!   sleeper that the kernel lets go to sleep after that wake-up.
+//! - P10 asking: `wanted` store, full fence in [`WakeRequest::ask`], `attached` load.
+//! - P11 leaving: `attached` decrement, full fence in [`WakeRequest::leave`], `wanted` load. P10 and
+//!   P11 together: either the writer sees that nobody serves it, or the worker that leaves sees the
+//!   request.
 
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence, full_fence};
 use core::marker::PhantomData;
@@ -55,6 +62,14 @@ pub trait Orderings {
     const CURSOR_STORE: Ordering = Ordering::Release;
     /// P8, the half of retention and resume.
     const CURSOR_LOAD: Ordering = Ordering::Acquire;
+    /// P9, the writer's half.
+    const REQUEST_STORE: Ordering = Ordering::Release;
+    /// P9, the worker's half.
+    const REQUEST_TAKE: Ordering = Ordering::Acquire;
+    /// P10.
+    const ASK_FENCE: Ordering = Ordering::SeqCst;
+    /// P11.
+    const LEAVE_FENCE: Ordering = Ordering::SeqCst;
 }
 
 /// The orderings that ship.
@@ -121,6 +136,46 @@ impl Doorbell {
         self.armed.store(1, Ordering::Relaxed);
         fence_of(O::ARM_FENCE);
         seen
+    }
+}
+
+/// Asks another thread for a wake-up: a hot writer rings its doorbell but leaves the system call to
+/// the worker that serves it. Wait-free on both sides.
+#[derive(Debug)]
+pub struct WakeRequest {
+    wanted: AtomicU32,
+}
+
+impl Default for WakeRequest {
+    fn default() -> Self {
+        Self { wanted: AtomicU32::new(0) }
+    }
+}
+
+impl WakeRequest {
+    /// Asks for a wake-up, after [`Doorbell::ring`]. `attached` counts the workers. `false` if there
+    /// is none: the caller then wakes the sleepers itself. P9, P10.
+    pub fn ask<O: Orderings>(&self, attached: &AtomicU32) -> bool {
+        self.wanted.store(1, O::REQUEST_STORE);
+        fence_of(O::ASK_FENCE);
+        // Relaxed: P10's fence orders it after the request; nothing is read through it.
+        attached.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a wake-up is asked for; the caller then wakes the sleepers. P9.
+    #[inline]
+    pub fn take<O: Orderings>(&self) -> bool {
+        // Relaxed: a look that costs no exclusive line; the exchange decides.
+        self.wanted.load(Ordering::Relaxed) != 0 && self.wanted.swap(0, O::REQUEST_TAKE) != 0
+    }
+
+    /// A worker stops serving: takes itself off the count, and says whether it still has to wake
+    /// the sleepers. P11.
+    pub fn leave<O: Orderings>(&self, attached: &AtomicU32) -> bool {
+        // Relaxed: P11's fence orders it before the look at the request.
+        attached.fetch_sub(1, Ordering::Relaxed);
+        fence_of(O::LEAVE_FENCE);
+        self.take::<O>()
     }
 }
 

@@ -18,7 +18,7 @@
 //! for fences, which loom models.
 #![cfg(loom)]
 
-use chronicle_core::protocol::{self, Doorbell, Orderings, Slot, Strong};
+use chronicle_core::protocol::{self, Doorbell, Orderings, Slot, Strong, WakeRequest};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
@@ -104,6 +104,10 @@ mutants! {
     WeakJoinFence: JOIN_FENCE = AcqRel;
     WeakCursorStore: CURSOR_STORE = Relaxed;
     WeakCursorLoad: CURSOR_LOAD = Relaxed;
+    WeakRequestStore: REQUEST_STORE = Relaxed;
+    WeakRequestTake: REQUEST_TAKE = Relaxed;
+    WeakAskFence: ASK_FENCE = AcqRel;
+    WeakLeaveFence: LEAVE_FENCE = AcqRel;
 }
 
 // --- P1: commit and read ---
@@ -399,6 +403,67 @@ fn with_a_relaxed_ring_the_writer_clears_a_flag_that_was_set_after_it() {
 #[test]
 fn with_a_relaxed_look_at_the_ring_the_writer_clears_a_flag_that_was_set_after_it() {
     breaks!(PREEMPTIONS, ASLEEP, || wake_elision::<WeakRingLoad>(1, 2));
+}
+
+// --- P9, P10, P11: a wake-up that another thread makes ---
+
+/// A hot writer rings, and leaves the system call to its worker, which makes `turns` turns and then
+/// leaves. A request that nobody takes leaves the waiter asleep.
+fn deferred_wake<O: Orderings>(records: usize, turns: usize) {
+    let queue = Queue::new();
+    let request = Arc::new((WakeRequest::default(), AtomicU32::new(1)));
+    let waiting = Arc::clone(&queue);
+    let waiter = thread::spawn(move || (0..records).for_each(|at| waiting.wait::<O>(at)));
+    let (served, theirs) = (Arc::clone(&queue), Arc::clone(&request));
+    let worker = thread::spawn(move || {
+        let (request, attached) = &*theirs;
+        for _ in 0..turns {
+            if request.take::<O>() {
+                served.futex.wake_all();
+            }
+        }
+        if request.leave::<O>(attached) {
+            served.futex.wake_all();
+        }
+    });
+    for at in 0..records {
+        protocol::commit::<O>(&queue.words[at], 1);
+        if queue.bell.must_ring::<O>() {
+            queue.bell.ring::<O>();
+            if !request.0.ask::<O>(&request.1) {
+                queue.futex.wake_all();
+            }
+        }
+    }
+    worker.join().unwrap();
+    waiter.join().unwrap();
+}
+
+#[test]
+fn a_wake_up_that_is_left_to_a_worker_is_made_even_if_the_worker_leaves() {
+    check(PREEMPTIONS, || deferred_wake::<Strong>(1, 0));
+    check(PREEMPTIONS, || deferred_wake::<Strong>(1, 1));
+    check(Some(3), || deferred_wake::<Strong>(2, 1));
+}
+
+#[test]
+fn with_a_relaxed_request_the_sleeper_may_not_see_that_it_was_rung() {
+    breaks!(PREEMPTIONS, ASLEEP, || deferred_wake::<WeakRequestStore>(1, 1));
+}
+
+#[test]
+fn with_a_relaxed_take_the_sleeper_may_not_see_that_it_was_rung() {
+    breaks!(PREEMPTIONS, ASLEEP, || deferred_wake::<WeakRequestTake>(1, 1));
+}
+
+#[test]
+fn without_the_full_fence_of_who_asks_a_request_is_left_to_a_worker_that_is_gone() {
+    breaks!(PREEMPTIONS, ASLEEP, || deferred_wake::<WeakAskFence>(1, 0));
+}
+
+#[test]
+fn without_the_full_fence_of_a_worker_that_leaves_a_request_is_lost() {
+    breaks!(PREEMPTIONS, ASLEEP, || deferred_wake::<WeakLeaveFence>(1, 0));
 }
 
 // --- P5: hand-over ---

@@ -10,6 +10,9 @@ mod errors;
 mod fanin;
 mod floor;
 mod guard;
+mod hot;
+mod hot_callable;
+mod hot_convert;
 mod message;
 mod numbers;
 mod owned;
@@ -18,7 +21,13 @@ mod reader;
 mod waiting;
 mod writer;
 
+use chronicle_core::hot::heap::Counting;
 use pyo3::prelude::*;
+use std::alloc::System;
+
+/// The system's allocator, counted on hot threads.
+#[global_allocator]
+static ALLOCATOR: Counting<System> = Counting(System);
 
 /// Native core of chronicle. Private: import from `chronicle`.
 #[pymodule(gil_used = false)]
@@ -30,6 +39,7 @@ mod _core {
         fanin::FanInReader,
         floor::Floor,
         guard::GuardTrial,
+        hot::{HotCore, hot_symbols},
         message::{Message, Run},
         provision::Provisioner,
         reader::QueueReader,

@@ -8,11 +8,12 @@
 use crate::errors::raise;
 use chronicle_core::sync::{AtomicU32, Ordering};
 use pyo3::prelude::*;
+use std::borrow::Cow;
 use std::cell::UnsafeCell;
 
 enum State<T> {
     Present(T),
-    Moved(&'static str),
+    Moved(Cow<'static, str>),
     Closed,
 }
 
@@ -89,13 +90,13 @@ impl<T> Owned<T> {
     }
 
     /// Takes the value out for another owner.
-    pub fn take(&self, py: Python<'_>, new_owner: &'static str) -> PyResult<T> {
+    pub fn take(&self, py: Python<'_>, new_owner: impl Into<Cow<'static, str>>) -> PyResult<T> {
         let mut entered = self.enter(py)?;
         let state = entered.state();
         if !matches!(state, State::Present(_)) {
             return Err(self.absent_error(state));
         }
-        match std::mem::replace(state, State::Moved(new_owner)) {
+        match std::mem::replace(state, State::Moved(new_owner.into())) {
             State::Present(value) => Ok(value),
             other => Err(self.absent_error(&other)),
         }
@@ -105,6 +106,20 @@ impl<T> Owned<T> {
     pub fn restore(&self, py: Python<'_>, value: T) -> PyResult<()> {
         *self.enter(py)?.state() = State::Present(value);
         Ok(())
+    }
+
+    /// Gives the value back even if another thread is just being told that it is not here.
+    pub fn restore_surely(&self, py: Python<'_>, value: T)
+    where
+        T: Send,
+    {
+        loop {
+            if let Ok(mut entered) = self.enter(py) {
+                *entered.state() = State::Present(value);
+                return;
+            }
+            py.detach(std::thread::yield_now);
+        }
     }
 
     /// Drops the value, without the interpreter lock: that may unmap or wait. Closing twice is
@@ -143,7 +158,7 @@ impl<T> Owned<T> {
                     "this {} was handed to {owner}; use that, or take it back first",
                     self.what
                 );
-                raise("Moved", text, &[("owner", (*owner).into())])
+                raise("Moved", text, &[("owner", owner.to_string().into())])
             }
             _ => raise("Closed", format!("this {} is closed; open a new one", self.what), &[]),
         }

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 /// ready.
 #[pyclass(frozen, module = "chronicle")]
 pub struct Provisioner {
-    inner: Owned<chronicle_core::Provisioner>,
+    pub inner: Owned<chronicle_core::Provisioner>,
 }
 
 #[pymethods]

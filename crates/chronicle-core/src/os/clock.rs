@@ -101,6 +101,24 @@ fn calibration() -> u64 {
     *ONCE.get_or_init(|| if counter_is_invariant() { measure_rate() } else { 0 })
 }
 
+/// Ticks of the counter that is cheapest to read, for measuring stretches of time on one core. What
+/// a tick is, [`meter_ns_per_tick_q32`] says.
+#[inline(always)]
+pub fn meter_ticks() -> u64 {
+    if cfg!(target_arch = "x86_64") { ticks() } else { monotonic_ns() }
+}
+
+/// Nanoseconds per tick of [`meter_ticks`], as a fraction of 2^32. The first call takes two
+/// milliseconds.
+pub fn meter_ns_per_tick_q32() -> u64 {
+    static ONCE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *ONCE.get_or_init(|| {
+        let rate = if cfg!(target_arch = "x86_64") { measure_rate() } else { 0 };
+        // A counter that stands still tells nothing: then a tick counts as a nanosecond.
+        if rate == 0 { 1 << 32 } else { rate }
+    })
+}
+
 #[cfg(target_arch = "x86_64")]
 fn counter_is_invariant() -> bool {
     // CPUID 0x8000_0007 EDX bit 8 (Intel SDM 19.17.1, AMD APM 3 E.4.5).

@@ -17,13 +17,22 @@
 //! out and so make the next roll late as well. Everything else goes through slots (P5 in
 //! [`crate::protocol`]).
 //!
+//! # Hot threads
+//!
+//! An endpoint of a hot thread never makes its owner do the work: at a roll the owner waits, by
+//! looking, until the worker has the segment (it says so, and the worker comes at its next turn),
+//! and helps itself only if the worker fails or goes. What the owner retires is *kept* mapped:
+//! unmapping in the same process interrupts the owner's core (TLB shootdown). And the owner leaves
+//! the system call that wakes sleeping readers to the worker (P9 to P11).
+//!
 //! # Orderings
 //! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in
 //!   `try_building`. Who may build sees what the one before has left in the slot.
 
 use crate::error::Result;
+use crate::os::futex;
 use crate::os::process;
-use crate::protocol::{Slot, Strong};
+use crate::protocol::{Doorbell, Slot, Strong, WakeRequest};
 use crate::queue::dir::QueueDir;
 use crate::queue::reader::Reader;
 use crate::queue::retention::{self, RetentionPolicy};
@@ -68,6 +77,17 @@ pub struct Endpoint {
     /// worker was attached.
     late: AtomicU64,
     errors: AtomicU64,
+    /// 1 while the owner is a hot thread.
+    hot: AtomicU32,
+    /// 1 while a hot owner stands at a roll and has nothing to roll into.
+    waiting: AtomicU32,
+    /// `errors` when the owner began to wait; nobody else touches it.
+    errors_seen: AtomicU64,
+    wake: WakeRequest,
+    /// Wake-ups that a hot owner had to make itself.
+    wakes_inline: AtomicU64,
+    /// What a hot owner has left behind.
+    kept: Mutex<Vec<Arc<Segment>>>,
 }
 
 impl Endpoint {
@@ -83,10 +103,17 @@ impl Endpoint {
             building: AtomicU32::new(0),
             late: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            hot: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            errors_seen: AtomicU64::new(0),
+            wake: WakeRequest::default(),
+            wakes_inline: AtomicU64::new(0),
+            kept: Mutex::default(),
         }
     }
 
-    fn is_attached(&self) -> bool {
+    /// Whether a worker serves this endpoint.
+    pub fn is_attached(&self) -> bool {
         // Relaxed: a hint; either answer is handled.
         self.attached.load(Ordering::Relaxed) != 0
     }
@@ -94,9 +121,22 @@ impl Endpoint {
     /// The segment `index`, if the worker has left it. No system call, no allocation.
     #[inline]
     pub fn take_ready(&self, index: u64) -> Option<Arc<Segment>> {
+        self.take(|found| found == index)
+    }
+
+    /// The segment `index`, or the oldest that exists if that one is gone and the worker has found
+    /// out for a hot reader.
+    #[inline]
+    pub fn take_from(&self, index: u64) -> Option<Arc<Segment>> {
+        let may_jump = self.is_hot();
+        self.take(|found| found == index || (may_jump && found > index))
+    }
+
+    #[inline]
+    fn take(&self, is_wanted: impl Fn(u64) -> bool) -> Option<Arc<Segment>> {
         let taken = self.ready.take::<Strong>();
         match taken {
-            Some(segment) if segment.index == index => return Some(segment),
+            Some(segment) if is_wanted(segment.index) => return Some(segment),
             // Left over from before a seek.
             Some(stale) => self.retire(stale),
             None => {}
@@ -106,6 +146,103 @@ impl Endpoint {
             self.late.fetch_add(1, Ordering::Relaxed);
         }
         None
+    }
+
+    /// For a hot owner at a roll: whether it should look again later, because a worker is there and
+    /// has not failed since the owner came here. No system call.
+    #[inline]
+    pub fn must_wait(&self) -> bool {
+        if self.is_ready() || !self.is_attached() {
+            // Relaxed: a hint for the worker.
+            self.waiting.store(0, Ordering::Relaxed);
+            return false;
+        }
+        // Relaxed: counters and hints; what the worker has done comes through the slot (P5).
+        let errors = self.errors.load(Ordering::Relaxed);
+        // Relaxed: as above.
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            // Relaxed: the owner's own word.
+            self.errors_seen.store(errors, Ordering::Relaxed);
+            // Relaxed: as above.
+            self.waiting.store(1, Ordering::Relaxed);
+            // Relaxed: a counter for people.
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
+        // Relaxed: the owner's own word.
+        let failed = errors != self.errors_seen.load(Ordering::Relaxed);
+        if failed {
+            // Relaxed: a hint for the worker.
+            self.waiting.store(0, Ordering::Relaxed);
+        }
+        !failed
+    }
+
+    fn is_waited_for(&self) -> bool {
+        // Relaxed: a hint; the worker comes again soon anyway.
+        self.waiting.load(Ordering::Relaxed) != 0
+    }
+
+    /// Says whether the owner is a hot thread. What was kept for one is let go when it no longer
+    /// is.
+    pub fn set_hot(&self, hot: bool) {
+        // Relaxed: a mode; whoever looks too early acts as before.
+        self.hot.store(hot.into(), Ordering::Relaxed);
+        if !hot {
+            // Relaxed: a hint for the worker.
+            self.waiting.store(0, Ordering::Relaxed);
+            self.release_retired();
+        }
+    }
+
+    fn is_hot(&self) -> bool {
+        // Relaxed: as in `set_hot`.
+        self.hot.load(Ordering::Relaxed) != 0
+    }
+
+    /// Lets go of what a hot owner has left behind, and gives the number of segments. Unmaps, here
+    /// and now, unless somebody else still uses them.
+    pub fn release_retired(&self) -> usize {
+        let kept = std::mem::take(&mut *self.kept());
+        kept.len()
+    }
+
+    /// Segments that are kept mapped for a hot owner.
+    pub fn kept_count(&self) -> usize {
+        self.kept().len()
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Segment>>> {
+        // A poisoned list is still a list.
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Rings for a hot owner: the system call is the worker's, if there is one. P9, P10.
+    pub fn ring_later(&self, bell: &Doorbell) {
+        bell.ring::<Strong>();
+        if !self.wake.ask::<Strong>(&self.attached) {
+            // Relaxed: a counter for people.
+            self.wakes_inline.fetch_add(1, Ordering::Relaxed);
+            futex::wake_all(&bell.ring);
+        }
+    }
+
+    /// Makes the wake-up that was asked for, if one was. P9.
+    fn wake_sleepers(&self) -> bool {
+        let wanted = self.wake.take::<Strong>();
+        if wanted {
+            futex::wake_all(&self.queue.control().doorbell.ring);
+        }
+        wanted
+    }
+
+    /// Wake-ups that a hot owner had to make itself, for want of a worker.
+    pub fn wakes_inline(&self) -> u64 {
+        // Relaxed: a counter for people.
+        self.wakes_inline.load(Ordering::Relaxed)
+    }
+
+    pub fn queue(&self) -> &Arc<QueueDir> {
+        &self.queue
     }
 
     /// Hands a mapping back; unmaps it here only if no worker is attached or all slots are full.
@@ -229,6 +366,14 @@ impl Endpoint {
     /// faster.
     fn open_prefaulted(&self, index: u64) -> Result<Option<Arc<Segment>>> {
         let segment = match Segment::open(&self.queue, index, false) {
+            // A hot reader has seen the marker, so the segment was there. If retention has deleted
+            // it, the oldest that exists comes next; otherwise the reader is told to look itself.
+            Err(e) if e.is_not_found() && self.is_waited_for() => {
+                if self.queue.floor_segment() <= index {
+                    return Err(e);
+                }
+                seek::open_floor(&self.queue)?
+            }
             Err(e) if e.is_not_found() => return Ok(None),
             other => other?,
         };
@@ -241,7 +386,14 @@ impl Endpoint {
         let mut worked = false;
         for slot in &self.retired {
             // To look first leaves the line with the hot side.
-            worked |= slot.is_full() && slot.take::<Strong>().is_some();
+            if slot.is_full()
+                && let Some(segment) = slot.take::<Strong>()
+            {
+                worked = true;
+                if self.is_hot() {
+                    self.kept().push(segment);
+                }
+            }
         }
         worked
     }
@@ -397,8 +549,10 @@ impl Shared {
             let mut worked = false;
             let missing_pause = MISSING_PER_CLIENT.saturating_mul(clients.len() as u32);
             let missing_pause = missing_pause.clamp(MISSING_MIN, MISSING_MAX);
-            for client in &mut clients {
-                worked |= client.serve(now, missing_pause);
+            for i in 0..clients.len() {
+                // A segment may take long to build: sleepers do not wait for it.
+                worked |= wake_all_sleepers(&clients);
+                worked |= clients[i].serve(now, missing_pause);
             }
             // A chore may wait for the device: one at a time, the one that is most overdue, and all
             // segments are served in between.
@@ -415,6 +569,10 @@ impl Shared {
     }
 }
 
+fn wake_all_sleepers(clients: &[Client]) -> bool {
+    clients.iter().fold(false, |worked, client| worked | client.endpoint.wake_sleepers())
+}
+
 impl Client {
     /// Whether the owner is gone, and all is done for it.
     fn is_finished(&mut self) -> bool {
@@ -426,7 +584,7 @@ impl Client {
     }
 
     fn serve(&mut self, now: Instant, missing_pause: Duration) -> bool {
-        if now < self.not_before {
+        if now < self.not_before && !self.endpoint.is_waited_for() {
             return false;
         }
         let served = self.endpoint.serve(&mut self.done);
@@ -495,8 +653,10 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // Relaxed: as in `attach`.
-        self.endpoint.attached.fetch_sub(1, Ordering::Relaxed);
+        // P11.
+        if self.endpoint.wake.leave::<Strong>(&self.endpoint.attached) {
+            futex::wake_all(&self.endpoint.queue.control().doorbell.ring);
+        }
         self.endpoint.empty_retired();
     }
 }

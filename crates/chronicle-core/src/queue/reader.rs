@@ -2,10 +2,15 @@
 //!
 //! `next` is one Acquire load and a few comparisons; it makes no system call and touches no heap,
 //! rolls included if a provisioner is attached.
+//!
+//! Where that provisioner is late, a reader opens the next segment itself. A *patient* reader, as
+//! hot threads have them, says "nothing yet" instead, until the provisioner has it.
 
 use crate::error::{Error, ErrorKind, GapReason, Result};
 use crate::layout::*;
+use crate::os::futex::WaitWord;
 use crate::os::process;
+use crate::protocol::Strong;
 use crate::queue::cursor::Cursor;
 use crate::queue::dir::{QueueDir, may_not_write};
 use crate::queue::options::Start;
@@ -74,6 +79,8 @@ pub struct Reader {
     sequence: u64,
     geometry: Geometry,
     verify: bool,
+    /// Waits for its provisioner at a roll instead of making system calls.
+    patient: bool,
     /// Set where messages before the next record may be missing for a known reason.
     gap: Option<GapReason>,
     gaps: u64,
@@ -109,6 +116,7 @@ impl Reader {
             geometry: queue.geometry,
             sequence: place.sequence,
             verify: queue.has_checksums(),
+            patient: false,
             gap: place.gap,
             gaps: 0,
             endpoint: Arc::new(Endpoint::new(Arc::clone(&queue), false, place.segment.index + 1)),
@@ -151,7 +159,11 @@ impl Reader {
                     }
                     return self.examine(raw).map(Some);
                 }
-                Slot::Roll => self.roll()?,
+                Slot::Roll => {
+                    if !self.roll()? {
+                        return Ok(None);
+                    }
+                }
                 Slot::Bad(commit) => {
                     return Err(
                         self.corrupt(format!("commit word {commit:#x} does not fit the segment"))
@@ -224,22 +236,27 @@ impl Reader {
         stands_right && (reason != GapReason::Retention || raw.sequence > self.sequence)
     }
 
-    /// Goes on in the next segment; past a deleted one, in the oldest that exists.
+    /// Goes on in the next segment; past a deleted one, in the oldest that exists. `false` if a
+    /// patient reader has to wait for its provisioner.
     #[cold]
-    fn roll(&mut self) -> Result<()> {
+    fn roll(&mut self) -> Result<bool> {
         let index = self.segment.index + 1;
-        if let Some(segment) = self.endpoint.take_ready(index) {
+        if self.patient && self.endpoint.must_wait() {
+            return Ok(false);
+        }
+        if let Some(segment) = self.endpoint.take_from(index) {
+            if segment.index > index {
+                self.gap = Some(GapReason::Retention);
+            }
             self.enter(segment);
-            return Ok(());
+            return Ok(true);
         }
         match Segment::open(&self.queue, index, false) {
-            Ok(segment) => {
-                self.enter(segment);
-                Ok(())
-            }
-            Err(e) if e.is_not_found() => self.jump(index),
-            Err(e) => Err(e),
+            Ok(segment) => self.enter(segment),
+            Err(e) if e.is_not_found() => self.jump(index)?,
+            Err(e) => return Err(e),
         }
+        Ok(true)
     }
 
     fn jump(&mut self, index: u64) -> Result<()> {
@@ -361,12 +378,46 @@ impl Reader {
     pub fn wait_target(&mut self) -> WaitTarget {
         // SAFETY: as in `peek`.
         while unsafe { slot_at(self.base, self.geometry, self.offset) } == Slot::Roll {
-            if self.roll().is_err() {
-                // The target is ready then, and `next` meets the same error and reports it.
+            if !self.roll().is_ok_and(|rolled| rolled) {
+                // The target is ready then; `next` meets the same error and reports it, or waits
+                // for the provisioner.
                 break;
             }
         }
         WaitTarget::new(Arc::clone(&self.segment), self.offset, Arc::clone(&self.queue))
+    }
+
+    /// Whether a writer can ring for this reader: not on a read-only mount.
+    pub(crate) fn can_be_rung(&self) -> bool {
+        self.queue.is_writable()
+    }
+
+    /// Asks to be rung; gives the word to sleep on. P3.
+    pub(crate) fn arm(&self) -> WaitWord {
+        let bell = &self.queue.control().doorbell;
+        WaitWord::new(&bell.ring, bell.arm::<Strong>())
+    }
+
+    /// Whether `next` has something to do. P1.
+    pub(crate) fn has_something(&self) -> bool {
+        // SAFETY: as in `peek`.
+        unsafe { slot_at(self.base, self.geometry, self.offset) != Slot::Empty }
+    }
+
+    /// Goes back before a record that was moved past, if it stands in this segment and was the
+    /// last.
+    pub(crate) fn step_back(&mut self, raw: &RawRecord) {
+        if raw.end() == self.offset && raw.sequence.wrapping_add(1) == self.sequence {
+            self.offset = raw.offset;
+            self.sequence = raw.sequence;
+        }
+    }
+
+    /// Makes the reader fit for a hot thread, or for others again: it waits for its provisioner at
+    /// rolls, and what it leaves behind stays mapped until it is let go.
+    pub fn set_hot(&mut self, hot: bool) {
+        self.patient = hot;
+        self.endpoint.set_hot(hot);
     }
 
     /// The sequence number that the next record should have.
@@ -402,7 +453,7 @@ impl Reader {
         &self.queue
     }
 
-    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 

@@ -2,7 +2,8 @@
 //!
 //! An append is a copy, one Release store and one fence; a roll is a handful of stores if a
 //! provisioner has the next segment ready. Neither makes a system call nor touches the heap (unless
-//! a reader sleeps and must be woken, or the roll is done inline, which is counted).
+//! a reader sleeps and must be woken, or the roll is done inline, which is counted). The writer of a
+//! hot thread leaves even that to its provisioner, if it has one.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -49,6 +50,8 @@ pub struct Writer {
     head: Head,
     clock: Clock,
     fork_generation: u64,
+    /// Belongs to a hot thread.
+    hot: bool,
     queue: Arc<QueueDir>,
     segment: Arc<Segment>,
     /// The next segment, taken from the endpoint shortly before the roll.
@@ -125,6 +128,7 @@ impl Writer {
             head,
             clock: Clock::new(),
             fork_generation: process::fork_generation(),
+            hot: false,
             endpoint: Arc::new(Endpoint::new(Arc::clone(&queue), true, tail.segment.index + 1)),
             segment: tail.segment,
             next: None,
@@ -322,10 +326,28 @@ impl Writer {
     /// Wakes sleeping readers, if there are any. P2, P4.
     #[inline(always)]
     fn ring(&self) {
+        if self.queue.control().doorbell.must_ring::<Strong>() {
+            self.wake_sleepers();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_sleepers(&self) {
         let bell = &self.queue.control().doorbell;
-        if bell.must_ring::<Strong>() {
+        if self.hot {
+            self.endpoint.ring_later(bell);
+        } else {
             ring_slowly(bell);
         }
+    }
+
+    /// Makes the writer fit for a hot thread, or for others again: its provisioner makes the system
+    /// calls that wake sleeping readers, it waits for that provisioner at rolls, and what it leaves
+    /// behind stays mapped until it is let go.
+    pub fn set_hot(&mut self, hot: bool) {
+        self.hot = hot;
+        self.endpoint.set_hot(hot);
     }
 
     /// Rolls, if the record would fit into any segment at all.
@@ -345,6 +367,11 @@ impl Writer {
     /// comes last.
     fn roll(&mut self) -> Result<()> {
         let index = self.segment.index + 1;
+        if self.hot && self.next.is_none() {
+            while self.endpoint.must_wait() {
+                std::hint::spin_loop();
+            }
+        }
         let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
         let (next, inline) = match taken {
             Some(next) => (next, false),
@@ -392,6 +419,17 @@ impl Writer {
         segment
     }
 
+    /// Whether this process opened the writer, and not the parent that it was forked from.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn check_owner(&self) -> Result<()> {
+        if self.fork_generation == process::fork_generation() {
+            return Ok(());
+        }
+        Err(ErrorKind::Forked.into())
+    }
+
     /// Makes everything that was appended durable; returns the last durable sequence number. Blocks
     /// on the device.
     ///
@@ -435,7 +473,7 @@ impl Writer {
         self.next.is_some() || self.endpoint.is_ready()
     }
 
-    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 }

@@ -1,0 +1,131 @@
+//! Gives a handler inputs that were written down, outside of any hot thread.
+//!
+//! The handler runs on the caller's thread, with the clock of the journal; what it publishes goes
+//! into ordinary writers. Nothing here knows where inputs come from.
+
+use crate::hot::abi::*;
+use crate::hot::failure::{Cause, During, Failure};
+use crate::hot::journal::{Input, KIND_IDLE, KIND_START, KIND_STOP};
+use crate::hot::log::{LogRecord, LogWriter};
+use crate::hot::services::Services;
+use crate::hot::shared::Shared;
+use crate::queue::writer::Writer;
+use crate::sync::Arc;
+use rtrb::Consumer;
+
+/// A handler under replay.
+pub struct Replay {
+    table: HandlerTable,
+    context: Context,
+    services: Box<Services>,
+    pub shared: Arc<Shared>,
+    pub logs: Consumer<LogRecord>,
+}
+
+// SAFETY: the context points into what the replay owns; nothing is tied to a thread.
+unsafe impl Send for Replay {}
+
+impl Replay {
+    /// `outputs` are in the handler's order.
+    pub fn new(
+        table: HandlerTable,
+        state: &[u8],
+        counters: usize,
+        outputs: Vec<Option<Writer>>,
+        log_records: usize,
+    ) -> Self {
+        let shared = Arc::new(Shared::new(state, counters));
+        let page = Arc::clone(&shared.page);
+        let (log, logs) = LogWriter::new(log_records, Arc::clone(&page), &mut Vec::new());
+        let mut services = Box::new(Services::new(outputs.len(), true, log, page));
+        services.outputs = outputs;
+        let context = Context {
+            abi_version: ABI_VERSION,
+            flags: 0,
+            state: shared.state.base(),
+            now_ns: 0,
+            counters: shared.counters.as_ptr().cast_mut().cast(),
+            fail_info: std::ptr::null(),
+            fail_code: 0,
+            services: std::ptr::null_mut(),
+        };
+        Self { table, context, services, shared, logs }
+    }
+
+    /// Gives one input to the handler; whether it took it. `timestamp_ns` and `payload` are the
+    /// record's, the command's or the event's.
+    ///
+    /// # Errors
+    /// [`Failure`], as the hot thread's.
+    pub fn feed(
+        &mut self,
+        input: Input,
+        timestamp_ns: u64,
+        payload: &[u8],
+    ) -> Result<bool, Failure> {
+        self.context.now_ns = input.now_ns;
+        self.context.services = &raw mut *self.services;
+        let message = Message {
+            payload: payload.as_ptr(),
+            len_bytes: payload.len() as u32,
+            type_id: input.type_id,
+            kind: input.kind,
+            source: input.source,
+            spare: 0,
+            sequence: input.sequence,
+            timestamp_ns,
+        };
+        let context = &raw mut self.context;
+        let (during, returned) = match input.kind {
+            // SAFETY: here and below: the table's promise; context and message are valid for the
+            // call, and nothing else uses what the context points at.
+            KIND_IDLE => (During::Idle, unsafe { call_hook(self.table.on_idle, context) }),
+            // SAFETY: as above.
+            KIND_START => (During::Start, unsafe { call_hook(self.table.on_start, context) }),
+            // SAFETY: as above.
+            KIND_STOP => (During::Stop, unsafe { call_hook(self.table.on_stop, context) }),
+            kind => {
+                let during = match kind {
+                    KIND_DATA => During::Message,
+                    KIND_COMMAND => During::Command,
+                    _ => During::Event,
+                };
+                let returned = match self.table.on_message {
+                    // SAFETY: as above.
+                    Some(on_message) => unsafe { on_message(context, &message) },
+                    None => UNHANDLED,
+                };
+                (during, returned)
+            }
+        };
+        self.context.flags = 0;
+        match returned {
+            HANDLED => Ok(true),
+            UNHANDLED => Ok(false),
+            _ => Err(Failure {
+                during,
+                source: (input.source != NO_SOURCE).then_some(input.source),
+                sequence: input.sequence,
+                type_id: input.type_id,
+                cause: Cause::Handler {
+                    returned,
+                    info: self.context.fail_info as usize,
+                    code: self.context.fail_code,
+                    append: self.services.append_error.take(),
+                },
+            }),
+        }
+    }
+
+    /// The outputs, in the handler's order.
+    pub fn into_outputs(self) -> Vec<Option<Writer>> {
+        self.services.outputs
+    }
+}
+
+/// # Safety
+/// The hook's.
+unsafe fn call_hook(hook: Option<OnHook>, context: *mut Context) -> i32 {
+    // SAFETY: the caller's promise.
+    hook.map_or(UNHANDLED, |hook| unsafe { hook(context) })
+}

@@ -1,0 +1,805 @@
+//! The loop. One turn: commands, then at most [`TURN_MESSAGES_MAX`] messages; if there was nothing,
+//! the idle hook and the wait.
+//!
+//! Each message is committed as soon as its handler has returned, so what is committed is exactly
+//! what was handled. A handler that fails ends the loop; the source of the message is put back
+//! before it.
+//!
+//! # Borrowing
+//! While a handler runs it uses [`Services`] through its context. The loop therefore holds those
+//! through a pointer and makes references only between calls.
+
+use crate::fanin::{Armed, FanIn, NoRoom};
+use crate::hot::abi::*;
+use crate::hot::command::{Ack, AckSender, Command, Refusal, Times, What};
+use crate::hot::failure::{Cause, During, Failure};
+use crate::hot::guard::{Armed as Guarded, Guard};
+use crate::hot::journal::{self, Input, Journal};
+use crate::hot::meter::{self, State};
+use crate::hot::services::{Current, Services};
+use crate::hot::shared::Shared;
+use crate::os::clock::meter_ticks;
+use crate::os::futex::{self, WaitWord};
+use crate::os::seccomp;
+use crate::queue::reader::Reader;
+use crate::queue::segment::{RawRecord, Segment};
+use crate::sync::Arc;
+use crate::wait::{LOOK, WaitStrategy};
+use crate::{Error, ErrorKind, GapReason, MergeMode};
+use rtrb::Consumer;
+
+/// Commands are looked at after so many messages at the latest.
+pub const TURN_MESSAGES_MAX: u32 = 64;
+/// With [`Meter::Loop`], one message of so many is timed.
+const SAMPLE_EVERY: u32 = 64;
+/// Under a journal, where each idle call is a record, the idle hook runs at most this often.
+const JOURNAL_IDLE_NS: u64 = 1_000_000;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meter {
+    Off,
+    /// Every turn, and one message in 64.
+    Loop,
+    /// Every turn and every message.
+    Full,
+}
+
+/// How a loop is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct LoopOptions {
+    pub wait: WaitStrategy,
+    pub meter: Meter,
+    pub mode: MergeMode,
+    /// Whether handled messages are committed.
+    pub commit: bool,
+    pub sources_max: usize,
+}
+
+/// Where a source comes from and how long it took.
+#[derive(Clone, Copy, Default)]
+struct Tag {
+    ticket: u64,
+    times: Times,
+    awaits_first: bool,
+}
+
+pub(crate) struct Parts {
+    pub table: HandlerTable,
+    pub shared: Arc<Shared>,
+    pub services: Services,
+    pub commands: Consumer<Command>,
+    pub acks: AckSender,
+    pub journal: Option<Journal>,
+    pub guard: Arc<Guard>,
+}
+
+pub(crate) struct Loop {
+    context: Context,
+    on_message: OnMessage,
+    table: HandlerTable,
+    /// Whether the clock is read before each call.
+    reads_clock: bool,
+    in_batch: bool,
+    sample_every: u32,
+    until_sample: u32,
+    /// Sources of which the first message is still to be timed.
+    awaiting_first: u32,
+    asked_to_stop: bool,
+    fan: FanIn,
+    options: LoopOptions,
+    turn_ticks: u64,
+    /// When the loop last had something to do; 0 while it has.
+    idle_since: u64,
+    spin_ticks: u64,
+    idle_due_ns: u64,
+    pub(crate) shared: Arc<Shared>,
+    commands: Consumer<Command>,
+    commands_max: usize,
+    acks: AckSender,
+    tags: Box<[Tag]>,
+    words: Vec<WaitWord>,
+    journal: Option<Journal>,
+    guard: Arc<Guard>,
+    pub(crate) failure: Option<Failure>,
+}
+
+// SAFETY: the context points into boxes that the loop owns (services) or shares (state, counters);
+// nothing is tied to a thread.
+unsafe impl Send for Loop {}
+
+/// The on_message of a table that has none.
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn not_for_me(_: *mut Context, _: *const Message) -> i32 {
+    UNHANDLED
+}
+
+impl Loop {
+    pub fn new(parts: Parts, options: LoopOptions) -> Self {
+        let Parts { table, shared, services, commands, acks, journal, guard } = parts;
+        let sample_every = match options.meter {
+            Meter::Off => 0,
+            Meter::Loop => SAMPLE_EVERY,
+            Meter::Full => 1,
+        };
+        let spin_ticks = match options.wait {
+            WaitStrategy::Spin => u64::MAX,
+            WaitStrategy::Hybrid { spin_ns } => meter::ticks_of(spin_ns),
+            WaitStrategy::Sleep => 0,
+        };
+        let sources_max = options.sources_max;
+        let context = Context {
+            abi_version: ABI_VERSION,
+            flags: 0,
+            state: shared.state.base(),
+            now_ns: 0,
+            counters: shared.counters.as_ptr().cast_mut().cast(),
+            fail_info: std::ptr::null(),
+            fail_code: 0,
+            services: Box::into_raw(Box::new(services)),
+        };
+        Self {
+            context,
+            on_message: table.on_message.unwrap_or(not_for_me),
+            reads_clock: table.flags & TABLE_USES_CLOCK != 0 || journal.is_some(),
+            table,
+            in_batch: false,
+            sample_every,
+            until_sample: sample_every,
+            awaiting_first: 0,
+            asked_to_stop: false,
+            fan: FanIn::with_capacity(options.mode, sources_max),
+            options,
+            turn_ticks: 0,
+            idle_since: 0,
+            spin_ticks,
+            idle_due_ns: 0,
+            shared,
+            commands_max: commands.buffer().capacity(),
+            commands,
+            acks,
+            tags: vec![Tag::default(); sources_max].into(),
+            words: Vec::with_capacity(sources_max + 1),
+            journal,
+            guard,
+            failure: None,
+        }
+    }
+
+    /// Between calls of the handler only.
+    #[inline(always)]
+    pub fn services(&mut self) -> &mut Services {
+        // SAFETY: from a box that we own; no handler runs, so nobody else uses it.
+        unsafe { &mut *self.context.services }
+    }
+
+    /// Takes a source over before the loop starts; `Err` if there is no room.
+    #[allow(clippy::result_large_err)] // The refused value comes back whole.
+    pub fn add_first(&mut self, ticket: u64, reader: Reader) -> Result<u32, Reader> {
+        let source = self.fan.try_add(reader).map_err(|NoRoom(reader)| reader)?;
+        self.tags[source] = Tag { ticket, ..Tag::default() };
+        self.shared.page.sources.add(1);
+        Ok(source as u32)
+    }
+
+    pub fn start(&mut self) {
+        let result = self.call_hook(self.table.on_start, journal::KIND_START, During::Start);
+        self.note(result);
+    }
+
+    /// Runs until it is asked to stop, or something fails.
+    pub fn run(&mut self) {
+        self.turn_ticks = meter_ticks();
+        while self.failure.is_none() && !self.asked_to_stop && !self.shared.page.must_stop() {
+            let result = self.turn();
+            self.note(result);
+            if self.guard.must_stop() && self.failure.is_none() {
+                self.failure = Some(Failure::of_loop(Cause::Guard));
+            }
+        }
+    }
+
+    /// The system calls of this thread are guarded from now on, until the result is dropped.
+    pub fn arm(&mut self) -> Option<Guarded> {
+        match self.guard.arm() {
+            Ok(armed) => Some(armed),
+            Err(error) => {
+                let text = format!("the guard cannot be armed: {error}");
+                self.failure = Some(Failure::of_loop(Cause::Refused(text)));
+                None
+            }
+        }
+    }
+
+    /// After a clean run.
+    pub fn stop(&mut self) {
+        if self.failure.is_none() {
+            let result = self.call_hook(self.table.on_stop, journal::KIND_STOP, During::Stop);
+            self.note(result);
+        }
+    }
+
+    #[inline(always)]
+    fn note(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.failure = Some(failure);
+        }
+    }
+
+    #[inline]
+    fn turn(&mut self) -> Result<(), Failure> {
+        self.shared.page.turns.add(1);
+        if self.sample_every != 0 {
+            let now = meter_ticks();
+            self.shared.loop_gap.record(now.saturating_sub(self.turn_ticks));
+            self.turn_ticks = now;
+        }
+        let mut worked = 0;
+        if !self.commands.is_empty() || self.acks.is_behind() {
+            worked += self.take_commands()?;
+        }
+        let drained = self.drain_sources(&mut worked);
+        if self.in_batch {
+            self.end_batch()?;
+        }
+        drained?;
+        if worked > 0 {
+            self.idle_since = 0;
+            return Ok(());
+        }
+        self.idle()
+    }
+
+    // --- Messages ---
+
+    #[inline]
+    fn drain_sources(&mut self, worked: &mut u32) -> Result<(), Failure> {
+        for _ in 0..TURN_MESSAGES_MAX {
+            let (source, raw, payload, segment) = match self.fan.next() {
+                Ok(Some((source, record))) => {
+                    let segment: *const Arc<Segment> = record.segment();
+                    (source, record.raw, record.payload().as_ptr(), segment)
+                }
+                Ok(None) => return Ok(()),
+                Err((source, error)) => {
+                    *worked += 1;
+                    self.source_error(source as u32, error)?;
+                    continue;
+                }
+            };
+            *worked += 1;
+            let message = Message {
+                payload,
+                len_bytes: raw.len as u32,
+                type_id: raw.type_id,
+                kind: KIND_DATA,
+                source: source as u32,
+                spare: 0,
+                sequence: raw.sequence,
+                timestamp_ns: raw.timestamp_ns,
+            };
+            if self.table.flags & TABLE_BATCHED != 0 {
+                self.enter_batch(raw, segment)?;
+            }
+            if let Err(failure) = self.data(&message) {
+                self.fan.undeliver(&raw);
+                return Err(failure);
+            }
+            self.shared.page.messages.add(1);
+            if self.options.commit {
+                self.fan.commit_source(source);
+            }
+            if self.awaiting_first != 0 {
+                self.note_first(source);
+            }
+            if self.asked_to_stop {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn data(&mut self, message: &Message) -> Result<(), Failure> {
+        if self.reads_clock {
+            self.prepare(message, During::Message)?;
+        }
+        let returned = self.call_timed(message);
+        if returned != HANDLED || self.context.flags != 0 {
+            return self.unusual(returned, message, During::Message).map(drop);
+        }
+        Ok(())
+    }
+
+    /// Reads the clock, and writes the input into the journal if there is one.
+    #[inline]
+    fn prepare(&mut self, message: &Message, during: During) -> Result<(), Failure> {
+        let now_ns = self.services().clock.now_ns();
+        self.context.now_ns = now_ns;
+        if let Some(journal) = &mut self.journal {
+            let input = Input {
+                kind: message.kind,
+                type_id: message.type_id,
+                source: message.source,
+                sequence: message.sequence,
+                now_ns,
+            };
+            let written = if message.kind == KIND_DATA {
+                journal.input(input)
+            } else {
+                let type_id = match message.kind {
+                    KIND_COMMAND => journal::JOURNAL_COMMAND,
+                    _ => journal::JOURNAL_EVENT,
+                };
+                // SAFETY: commands and events point at bytes of ours for the length of the call.
+                let bytes = unsafe { payload_of(message) };
+                journal.input_with(type_id, input, bytes)
+            };
+            self.shared.page.journal_records.add(1);
+            written.map_err(|error| failure(message, during, Cause::Journal(error)))?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn call_timed(&mut self, message: &Message) -> i32 {
+        self.until_sample = self.until_sample.wrapping_sub(1);
+        if self.until_sample != 0 || self.sample_every == 0 {
+            return self.call(message);
+        }
+        self.until_sample = self.sample_every;
+        let before = meter_ticks();
+        let returned = self.call(message);
+        self.shared.handler_time.record(meter_ticks().saturating_sub(before));
+        returned
+    }
+
+    #[inline(always)]
+    fn call(&mut self, message: &Message) -> i32 {
+        let context = &raw mut self.context;
+        // SAFETY: the table's promise; context and message are valid for the call, and what the
+        // context points at is not touched by us meanwhile.
+        unsafe { (self.on_message)(context, message) }
+    }
+
+    /// Everything but "handled, nothing else": whether the handler took it.
+    #[cold]
+    fn unusual(
+        &mut self,
+        returned: i32,
+        message: &Message,
+        during: During,
+    ) -> Result<bool, Failure> {
+        if self.context.flags & CONTEXT_STOP != 0 {
+            self.context.flags &= !CONTEXT_STOP;
+            self.asked_to_stop = true;
+        }
+        match returned {
+            HANDLED => Ok(true),
+            UNHANDLED => {
+                if message.kind != KIND_EVENT {
+                    self.shared.page.unhandled.add(1);
+                }
+                Ok(false)
+            }
+            _ => {
+                let cause = self.cause(returned);
+                Err(failure(message, during, cause))
+            }
+        }
+    }
+
+    fn cause(&mut self, returned: i32) -> Cause {
+        let append = self.services().append_error.take();
+        let (info, code) = (self.context.fail_info as usize, self.context.fail_code);
+        Cause::Handler { returned, info, code, append }
+    }
+
+    #[cold]
+    fn note_first(&mut self, source: usize) {
+        let tag = self.tags[source];
+        if !tag.awaits_first {
+            return;
+        }
+        let first_message_ns = self.services().clock.now_ns();
+        let (ticket, times) = (tag.ticket, tag.times);
+        let source_number = source as u32;
+        let ack = Ack::FirstMessage { ticket, times, source: source_number, first_message_ns };
+        if self.acks.try_tell(ack) {
+            self.tags[source].awaits_first = false;
+            self.awaiting_first -= 1;
+        }
+    }
+
+    // --- Batches ---
+
+    #[inline]
+    fn enter_batch(&mut self, raw: RawRecord, segment: *const Arc<Segment>) -> Result<(), Failure> {
+        self.services().current = Some(Current { raw, segment });
+        if !self.in_batch {
+            self.in_batch = true;
+            self.plain_hook(self.table.on_batch_begin, During::Batch)?;
+        }
+        Ok(())
+    }
+
+    fn end_batch(&mut self) -> Result<(), Failure> {
+        self.in_batch = false;
+        self.services().current = None;
+        self.plain_hook(self.table.on_batch_end, During::Batch)
+    }
+
+    // --- Hooks ---
+
+    fn call_hook(
+        &mut self,
+        hook: Option<OnHook>,
+        kind: u16,
+        during: During,
+    ) -> Result<(), Failure> {
+        if hook.is_none() {
+            return Ok(());
+        }
+        if self.reads_clock {
+            let now_ns = self.services().clock.now_ns();
+            self.context.now_ns = now_ns;
+            if let Some(journal) = &mut self.journal {
+                let input = Input { kind, source: NO_SOURCE, now_ns, ..Input::default() };
+                self.shared.page.journal_records.add(1);
+                let failed = |error| Failure { during, ..Failure::of_loop(Cause::Journal(error)) };
+                journal.input(input).map_err(failed)?;
+            }
+        }
+        self.plain_hook(hook, during)
+    }
+
+    fn plain_hook(&mut self, hook: Option<OnHook>, during: During) -> Result<(), Failure> {
+        let Some(hook) = hook else { return Ok(()) };
+        let context = &raw mut self.context;
+        // SAFETY: as in `call`.
+        let returned = unsafe { hook(context) };
+        if returned == HANDLED && self.context.flags == 0 {
+            return Ok(());
+        }
+        if self.context.flags & CONTEXT_STOP != 0 {
+            self.context.flags &= !CONTEXT_STOP;
+            self.asked_to_stop = true;
+        }
+        match returned {
+            HANDLED | UNHANDLED => Ok(()),
+            _ => {
+                let cause = self.cause(returned);
+                Err(Failure { during, ..Failure::of_loop(cause) })
+            }
+        }
+    }
+
+    // --- Nothing to do ---
+
+    fn idle(&mut self) -> Result<(), Failure> {
+        if let Some(hook) = self.table.on_idle {
+            self.call_idle(hook)?;
+        }
+        match self.options.wait {
+            WaitStrategy::Spin => {}
+            WaitStrategy::Sleep => self.park(),
+            WaitStrategy::Hybrid { .. } => {
+                let now = meter_ticks();
+                if self.idle_since == 0 {
+                    self.idle_since = now;
+                } else if now.saturating_sub(self.idle_since) >= self.spin_ticks {
+                    self.park();
+                }
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+
+    fn call_idle(&mut self, hook: OnHook) -> Result<(), Failure> {
+        if self.journal.is_some() {
+            let now_ns = self.services().clock.now_ns();
+            if now_ns < self.idle_due_ns {
+                return Ok(());
+            }
+            self.idle_due_ns = now_ns + JOURNAL_IDLE_NS;
+        }
+        self.shared.page.idles.add(1);
+        self.call_hook(Some(hook), journal::KIND_IDLE, During::Idle)
+    }
+
+    /// Sleeps until something is there, or a second is over. P3.
+    #[cold]
+    fn park(&mut self) {
+        self.words.clear();
+        let armed = self.fan.arm(&mut self.words);
+        let page = &self.shared.page;
+        self.words.push(page.arm());
+        // With the ack ring full, commands stay where they are.
+        let is_stuck = !self.acks.has_room();
+        if armed == Armed::Ready || page.must_stop() || (!self.commands.is_empty() && !is_stuck) {
+            return;
+        }
+        let limit = if armed == Armed::All && !is_stuck { LOOK } else { futex::PARK_NAP };
+        page.parks.add(1);
+        page.set_state(State::Parked);
+        // Through the one instruction that the guard's filter lets pass.
+        futex::park(&self.words, limit, seccomp::allowed_syscall);
+        page.set_state(State::Running);
+        // Sleep is no gap.
+        self.turn_ticks = meter_ticks();
+    }
+
+    // --- Commands ---
+
+    /// Takes what was sent, as far as acks can be stored.
+    #[cold]
+    fn take_commands(&mut self) -> Result<u32, Failure> {
+        self.acks.catch_up();
+        let mut taken = 0;
+        while (taken as usize) < self.commands_max && self.acks.has_room() && !self.asked_to_stop {
+            let Ok(command) = self.commands.pop() else { break };
+            taken += 1;
+            self.shared.page.commands.add(1);
+            self.execute(command)?;
+        }
+        Ok(taken)
+    }
+
+    fn execute(&mut self, command: Command) -> Result<(), Failure> {
+        let Command { ticket, sent_ns, what } = command;
+        let times = Times { sent_ns, taken_ns: self.services().clock.now_ns() };
+        match what {
+            What::Message { type_id, bytes } => self.command(ticket, times, type_id, bytes),
+            What::AddReader { reader, about } => self.add_reader(ticket, times, reader, about),
+            What::RemoveReader { source } => self.remove_reader(ticket, times, source),
+            What::AddWriter { output, writer, about } => {
+                let Some(place) = self.services().outputs.get_mut(output as usize) else {
+                    let refusal = Refusal::NoSuchOutput { output };
+                    let what = What::AddWriter { output, writer, about };
+                    self.acks.send(Ack::Refused { ticket, times, refusal, what });
+                    return Ok(());
+                };
+                let old = place.replace(writer);
+                let written =
+                    self.write_down(journal::JOURNAL_OUTPUT, output, ticket, times, &about);
+                self.acks.send(Ack::WriterAdded { ticket, times, output, old, about });
+                written
+            }
+            What::Stop => {
+                self.asked_to_stop = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn command(
+        &mut self,
+        ticket: u64,
+        times: Times,
+        type_id: u16,
+        bytes: Box<[u8]>,
+    ) -> Result<(), Failure> {
+        let message = Message {
+            payload: bytes.as_ptr(),
+            len_bytes: bytes.len() as u32,
+            type_id,
+            kind: KIND_COMMAND,
+            source: NO_SOURCE,
+            spare: 0,
+            sequence: ticket,
+            timestamp_ns: times.sent_ns,
+        };
+        let result = self.give(&message, During::Command);
+        let handled = *result.as_ref().unwrap_or(&false);
+        self.acks.send(Ack::Done { ticket, times, handled, bytes });
+        result.map(drop)
+    }
+
+    /// Gives a command or an event to the handler; whether it took it.
+    fn give(&mut self, message: &Message, during: During) -> Result<bool, Failure> {
+        if self.reads_clock {
+            self.prepare(message, during)?;
+        }
+        let returned = self.call(message);
+        if returned == HANDLED && self.context.flags == 0 {
+            return Ok(true);
+        }
+        self.unusual(returned, message, during)
+    }
+
+    fn event(&mut self, type_id: u16, source: u32, bytes: &[u8]) -> Result<bool, Failure> {
+        self.shared.page.events.add(1);
+        let message = Message {
+            payload: bytes.as_ptr(),
+            len_bytes: bytes.len() as u32,
+            type_id,
+            kind: KIND_EVENT,
+            source,
+            spare: 0,
+            sequence: 0,
+            timestamp_ns: self.services().clock.now_ns(),
+        };
+        self.give(&message, During::Event)
+    }
+
+    /// Writes into the journal what a source or an output now stands for.
+    fn write_down(
+        &mut self,
+        type_id: u16,
+        number: u32,
+        ticket: u64,
+        times: Times,
+        about: &[u8],
+    ) -> Result<(), Failure> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        self.shared.page.journal_records.add(1);
+        let input = Input {
+            kind: KIND_COMMAND,
+            type_id: 0,
+            source: number,
+            sequence: ticket,
+            now_ns: times.taken_ns,
+        };
+        let written = journal.input_with(type_id, input, about);
+        written.map_err(|error| Failure::of_loop(Cause::Journal(error)))
+    }
+
+    fn add_reader(
+        &mut self,
+        ticket: u64,
+        times: Times,
+        reader: Reader,
+        about: Box<[u8]>,
+    ) -> Result<(), Failure> {
+        let source = match self.fan.try_add(reader) {
+            Ok(source) => source,
+            Err(NoRoom(reader)) => {
+                let refusal = Refusal::FanInFull { sources_max: self.options.sources_max };
+                let what = What::AddReader { reader, about };
+                self.acks.send(Ack::Refused { ticket, times, refusal, what });
+                return Ok(());
+            }
+        };
+        self.tags[source] = Tag { ticket, times, awaits_first: true };
+        self.awaiting_first += 1;
+        self.shared.page.sources.add(1);
+        let number = source as u32;
+        let written = self.write_down(journal::JOURNAL_SOURCE, number, ticket, times, &about);
+        self.acks.send(Ack::Added { ticket, times, source: number, about });
+        written?;
+        self.event(EVENT_SOURCE_ADDED, number, &number.to_le_bytes()).map(drop)
+    }
+
+    fn remove_reader(&mut self, ticket: u64, times: Times, source: u32) -> Result<(), Failure> {
+        let Some((added, reader)) = self.take_source(source) else {
+            let refusal = Refusal::NoSuchSource { source };
+            let what = What::RemoveReader { source };
+            self.acks.send(Ack::Refused { ticket, times, refusal, what });
+            return Ok(());
+        };
+        self.acks.send(Ack::Removed { ticket, times, source, added, reader });
+        self.tell_removed(source, REMOVED_ASKED)
+    }
+
+    /// Takes a source out; gives the ticket that it was added with.
+    fn take_source(&mut self, source: u32) -> Option<(u64, Reader)> {
+        let reader = self.fan.remove(source as usize)?;
+        let tag = std::mem::take(&mut self.tags[source as usize]);
+        self.awaiting_first -= u32::from(tag.awaits_first);
+        self.shared.page.sources.set(self.fan.len() as u64);
+        Some((tag.ticket, reader))
+    }
+
+    fn tell_removed(&mut self, source: u32, reason: u32) -> Result<(), Failure> {
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&source.to_le_bytes());
+        bytes[4..].copy_from_slice(&reason.to_le_bytes());
+        self.event(EVENT_SOURCE_REMOVED, source, &bytes).map(drop)
+    }
+
+    /// A gap is told to the handler, and to the sidecar in any case; a source that fails otherwise
+    /// goes back to the sidecar.
+    #[cold]
+    fn source_error(&mut self, source: u32, error: Error) -> Result<(), Failure> {
+        if let ErrorKind::Gap { first_missing, next, reason, .. } = error.kind() {
+            let (first_missing, next, reason) = (*first_missing, *next, *reason);
+            self.shared.page.gaps.add(1);
+            let code = match reason {
+                GapReason::Retention => GAP_RETENTION,
+                GapReason::Cut => GAP_CUT,
+                GapReason::Damage => GAP_DAMAGE,
+            };
+            let mut bytes = [0; 24];
+            bytes[..8].copy_from_slice(&first_missing.to_le_bytes());
+            bytes[8..16].copy_from_slice(&next.to_le_bytes());
+            bytes[16..20].copy_from_slice(&source.to_le_bytes());
+            bytes[20..].copy_from_slice(&code.to_le_bytes());
+            let handled = self.event(EVENT_SOURCE_GAP, source, &bytes);
+            let was_handled = *handled.as_ref().unwrap_or(&false);
+            let ack = Ack::Gap { source, first_missing, next, reason, handled: was_handled };
+            if !self.acks.try_tell(ack) && !was_handled {
+                self.shared.page.gaps_unreported.add(1);
+            }
+            return handled.map(drop);
+        }
+        let Some((added, reader)) = self.take_source(source) else { return Ok(()) };
+        self.shared.page.sources_failed.add(1);
+        self.acks.send(Ack::SourceFailed { source, added, reader, error });
+        self.tell_removed(source, REMOVED_FAILED)
+    }
+
+    // --- The end ---
+
+    /// Takes the loop apart. Not for the hot thread: allocates.
+    pub fn into_ended(mut self: Box<Self>) -> Ended {
+        let mut ended = Ended {
+            readers: Vec::new(),
+            writers: Vec::new(),
+            commands: Vec::new(),
+            acks: Vec::new(),
+            journal: self.journal.take(),
+            failure: self.failure.take(),
+        };
+        for source in 0..self.fan.numbers_end() {
+            if let Some((ticket, reader)) = self.take_source(source as u32) {
+                ended.readers.push((ticket, source as u32, reader));
+            }
+        }
+        for (output, place) in self.services().outputs.iter_mut().enumerate() {
+            ended.writers.extend(place.take().map(|writer| (output as u32, writer)));
+        }
+        while let Ok(command) = self.commands.pop() {
+            ended.commands.push(command);
+        }
+        ended.acks.extend(self.acks.take_rest());
+        ended.set_cold();
+        ended
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw` in `new`, and given to nobody who outlives us.
+        drop(unsafe { Box::from_raw(self.context.services) });
+    }
+}
+
+/// What a loop leaves behind.
+#[derive(Default)]
+pub struct Ended {
+    /// The ticket each was added with, its number, the reader.
+    pub readers: Vec<(u64, u32, Reader)>,
+    pub writers: Vec<(u32, crate::queue::writer::Writer)>,
+    /// Sent, but not taken any more.
+    pub commands: Vec<Command>,
+    /// Acks for which there was no room.
+    pub acks: Vec<Ack>,
+    pub journal: Option<Journal>,
+    pub failure: Option<Failure>,
+}
+
+impl Ended {
+    /// All readers and writers are ordinary ones again: what was kept mapped for them is let go.
+    fn set_cold(&mut self) {
+        self.readers.iter_mut().for_each(|(_, _, reader)| reader.set_hot(false));
+        self.writers.iter_mut().for_each(|(_, writer)| writer.set_hot(false));
+        self.journal.iter_mut().for_each(Journal::set_cold);
+    }
+}
+
+/// # Safety
+/// The message's payload is valid.
+unsafe fn payload_of(message: &Message) -> &[u8] {
+    if message.len_bytes == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(message.payload, message.len_bytes as usize) }
+}
+
+fn failure(message: &Message, during: During, cause: Cause) -> Failure {
+    let source = (message.source != NO_SOURCE).then_some(message.source);
+    Failure { during, source, sequence: message.sequence, type_id: message.type_id, cause }
+}

@@ -1,0 +1,848 @@
+//! `HotCore`: a hot thread as `chronicle.hot.thread` uses it. Nothing is decided here.
+//!
+//! The object is shared by whatever threads send to the hot thread, drain it and stop it. A mutex
+//! holds the native half; it is held for short, native steps only: Python objects are made, dropped
+//! and called outside of it, because any of that may run arbitrary code that comes back here.
+
+use crate::errors::{raise, to_py};
+use crate::guard;
+use crate::hot_callable::{self, Callback};
+use crate::hot_convert as convert;
+use crate::numbers::TypeId;
+use crate::provision::Provisioner;
+use crate::reader::{self, QueueReader};
+use crate::waiting;
+use crate::writer::QueueWriter;
+use chronicle_core::hot::abi::{HandlerTable, OnHook, OnMessage};
+use chronicle_core::hot::command::{Ack, Command, What};
+use chronicle_core::hot::guard::Guard;
+use chronicle_core::hot::journal::COMMAND_BYTES_MAX;
+use chronicle_core::hot::meter::State;
+use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
+use chronicle_core::hot::shared::Shared;
+use chronicle_core::hot::thread::{self, Cargo, HotThread, Options, Program, StartError};
+use chronicle_core::hot::{abi, log};
+use chronicle_core::os::clock;
+use chronicle_core::os::thread::current_id;
+use chronicle_core::queue::provision::{Chores, Endpoint};
+use chronicle_core::sync::Arc;
+use chronicle_core::wait::WaitStrategy;
+use chronicle_core::{MergeMode, Reader, Writer};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// What compiled handlers may call: name and address.
+#[pyfunction]
+pub fn hot_symbols(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let out = PyDict::new(py);
+    for (name, address) in abi::symbols() {
+        out.set_item(name, address)?;
+    }
+    Ok(out)
+}
+
+/// Reports that a guard keeps until they are drained.
+const GUARD_REPORTS: usize = 256;
+
+enum Life {
+    New,
+    /// Being started or joined.
+    Changing,
+    Running(HotThread),
+    /// Joined: its rings may still hold something.
+    Ended(HotThread),
+}
+
+/// The Python objects whose readers and writers are with the hot thread, and the endpoints of
+/// those.
+#[derive(Default)]
+struct Lent {
+    /// By the ticket that each was handed over with.
+    readers: HashMap<u64, (Py<QueueReader>, Arc<Endpoint>)>,
+    /// By output.
+    writers: HashMap<u32, (Py<QueueWriter>, Arc<Endpoint>)>,
+    /// By ticket: on their way to an output.
+    writers_sent: HashMap<u64, (Py<QueueWriter>, Arc<Endpoint>)>,
+    journal: Option<Py<QueueWriter>>,
+}
+
+/// The native half of `chronicle.HotThread`.
+#[pyclass(frozen, module = "chronicle._core")]
+pub struct HotCore {
+    name: String,
+    table: HandlerTable,
+    state: Mutex<Vec<u8>>,
+    outputs: usize,
+    counters: usize,
+    options: Settings,
+    guard: Arc<Guard>,
+    callback: Option<Box<Callback>>,
+    life: Mutex<Life>,
+    lent: Mutex<Lent>,
+    shared: OnceLock<Arc<Shared>>,
+}
+
+/// [`Options`] without the name.
+#[derive(Clone, Copy)]
+struct Settings {
+    core: Option<usize>,
+    fifo_priority: Option<i32>,
+    lock_memory: bool,
+    strict: bool,
+    commands_max: usize,
+    log_records: usize,
+    run: LoopOptions,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bad(what: &str, found: &str, expected: &str) -> PyErr {
+    raise("BadArgument", format!("bad {what}: found={found} expected={expected}"), &[])
+}
+
+/// The functions of a table, by address; 0 is none.
+fn table(addresses: [usize; 6], flags: u32) -> HandlerTable {
+    let [on_message, hooks @ ..] = addresses;
+    // SAFETY: a null address is none, any other is what the caller says is such a function: calling
+    // it is what `NativeHandler` and compiled handlers are for. Nothing is called here.
+    let on_message = unsafe { std::mem::transmute::<usize, Option<OnMessage>>(on_message) };
+    // SAFETY: as above.
+    let hooks = hooks.map(|hook| unsafe { std::mem::transmute::<usize, Option<OnHook>>(hook) });
+    let [on_idle, on_start, on_stop, on_batch_begin, on_batch_end] = hooks;
+    HandlerTable { flags, on_message, on_idle, on_start, on_stop, on_batch_begin, on_batch_end }
+}
+
+fn wait_strategy(name: &str, spin_ns: u64) -> PyResult<WaitStrategy> {
+    Ok(match waiting::strategy(name)? {
+        WaitStrategy::Hybrid { .. } => WaitStrategy::Hybrid { spin_ns },
+        other => other,
+    })
+}
+
+#[pymethods]
+impl HotCore {
+    #[new]
+    #[pyo3(signature = (
+        name, addresses, flags, state, outputs, counters, *, callback, core, fifo_priority,
+        lock_memory, strict, wait, spin_ns, meter, mode, commit, sources_max, commands_max,
+        log_records, guard
+    ))]
+    #[allow(clippy::too_many_arguments)] // All by name, from one place.
+    fn new(
+        name: String,
+        addresses: [usize; 6],
+        flags: u32,
+        state: Vec<u8>,
+        outputs: usize,
+        counters: usize,
+        callback: Option<Py<PyAny>>,
+        core: Option<usize>,
+        fifo_priority: Option<i32>,
+        lock_memory: bool,
+        strict: bool,
+        wait: &str,
+        spin_ns: u64,
+        meter: &str,
+        mode: &str,
+        commit: bool,
+        sources_max: usize,
+        commands_max: usize,
+        log_records: usize,
+        guard: &str,
+    ) -> PyResult<Self> {
+        let meter = match meter {
+            "off" => Meter::Off,
+            "loop" => Meter::Loop,
+            "full" => Meter::Full,
+            other => return Err(bad("meter", &format!("{other:?}"), "'loop', 'full' or 'off'")),
+        };
+        let mode = match mode {
+            "live" => MergeMode::Live,
+            "strict" => MergeMode::Strict,
+            other => return Err(bad("merge mode", &format!("{other:?}"), "'live' or 'strict'")),
+        };
+        let wait = wait_strategy(wait, spin_ns)?;
+        let guard = Guard::new(guard::mode(guard)?, GUARD_REPORTS)?;
+        let run = LoopOptions { wait, meter, mode, commit, sources_max };
+        let options =
+            Settings { core, fifo_priority, lock_memory, strict, commands_max, log_records, run };
+        let callback = callback.map(Callback::new);
+        let (table, state) = match &callback {
+            Some(callback) => (hot_callable::table(), callback.state().to_vec()),
+            None => (table(addresses, flags), state),
+        };
+        Ok(Self {
+            name,
+            table,
+            state: Mutex::new(state),
+            outputs,
+            counters,
+            options,
+            guard,
+            callback,
+            life: Mutex::new(Life::New),
+            lent: Mutex::default(),
+            shared: OnceLock::new(),
+        })
+    }
+
+    /// Takes everything over and starts the thread; gives what the kernel refused. If it fails,
+    /// everything is given back, and the failure is returned instead.
+    #[pyo3(signature = (readers, writers, provisioner, journal, journal_head))]
+    fn start<'py>(
+        &self,
+        py: Python<'py>,
+        readers: Vec<(u64, Py<QueueReader>)>,
+        writers: Vec<(u32, Py<QueueWriter>)>,
+        provisioner: &Bound<'py, Provisioner>,
+        journal: Option<Py<QueueWriter>>,
+        journal_head: Vec<u8>,
+    ) -> PyResult<(Vec<String>, Option<Bound<'py, PyDict>>)> {
+        {
+            let mut life = lock(&self.life);
+            if !matches!(*life, Life::New) {
+                drop(life);
+                let text =
+                    format!("hot thread '{}' was started before; make a new HotThread", self.name);
+                return Err(raise("Closed", text, &[]));
+            }
+            *life = Life::Changing;
+        }
+        let cargo = match self.load(py, readers, writers, provisioner, journal, journal_head) {
+            Ok(cargo) => cargo,
+            Err(error) => {
+                *lock(&self.life) = Life::New;
+                return Err(error);
+            }
+        };
+        let state = lock(&self.state).clone();
+        let program = Program {
+            table: self.table,
+            state: &state,
+            outputs: self.outputs,
+            counters: self.counters,
+        };
+        let options = self.options();
+        match py.detach(|| thread::start(program, options, cargo)) {
+            Ok(hot) => {
+                // Set once: a core starts once.
+                let _ = self.shared.set(Arc::clone(&hot.shared));
+                let warnings = hot.warnings.clone();
+                *lock(&self.life) = Life::Running(hot);
+                Ok((warnings, None))
+            }
+            Err(not_started) => {
+                self.give_back(py, not_started.cargo);
+                *lock(&self.life) = Life::New;
+                self.start_error(py, not_started.error).map(|failure| (Vec::new(), Some(failure)))
+            }
+        }
+    }
+
+    /// Asks the thread to stop; does not wait.
+    fn ask_to_stop(&self) {
+        if let Life::Running(hot) = &*lock(&self.life) {
+            hot.ask_to_stop();
+        }
+    }
+
+    /// Whether `join` will not wait for the thread.
+    fn is_finished(&self) -> bool {
+        match &*lock(&self.life) {
+            Life::Running(hot) => hot.is_finished(),
+            Life::Changing => false,
+            Life::New | Life::Ended(_) => true,
+        }
+    }
+
+    /// Waits for the end of the thread and gives everything back: the failure, the tickets of
+    /// commands that were not taken, and what went wrong with the journal. `None` if there is
+    /// nothing to join.
+    #[allow(clippy::type_complexity)]
+    fn join<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(Option<Bound<'py, PyDict>>, Vec<u64>, Option<Py<PyAny>>)>> {
+        let taken = {
+            let mut life = lock(&self.life);
+            match std::mem::replace(&mut *life, Life::Changing) {
+                Life::Running(hot) => Some(hot),
+                other => {
+                    *life = other;
+                    None
+                }
+            }
+        };
+        let Some(mut hot) = taken else { return Ok(None) };
+        let (hot, mut ended) = py.detach(move || {
+            let ended = hot.join();
+            (hot, ended)
+        });
+        let state = hot.shared.state.snapshot();
+        let counters: Vec<u64> = hot.shared.counters.iter().map(|c| c.get()).collect();
+        let failed = ended.failure.is_some();
+        let journal = ended.journal.take().map(|j| j.finish(failed, &state, &counters));
+        let (journal, journal_error) = match journal {
+            Some((writer, written)) => (Some((writer, Vec::new())), written.err()),
+            None => (None, None),
+        };
+        let failure = ended.failure.take();
+        let mut lost = Vec::new();
+        let late: Vec<Ack> = std::mem::take(&mut ended.acks);
+        let cargo = self.unload(py, ended, &mut lost, journal);
+        self.give_back(py, cargo);
+        *lock(&self.life) = Life::Ended(hot);
+        for ack in late {
+            self.late_ack(py, ack);
+        }
+        let raised = self.callback.as_ref().and_then(|callback| {
+            // SAFETY: the thread has been joined.
+            unsafe { callback.finish(py) }
+        });
+        let failure = failure.map(|failure| convert::failure(py, failure)).transpose()?;
+        if let (Some(failure), Some(raised)) = (&failure, raised) {
+            failure.set_item("error", raised.into_value(py))?;
+        }
+        let journal_error = journal_error.map(|e| to_py(e).into_value(py).into_any());
+        Ok(Some((failure, lost, journal_error)))
+    }
+
+    /// Sends a message; `false` if the channel is full.
+    fn send(&self, ticket: u64, type_id: TypeId, payload: &[u8]) -> PyResult<bool> {
+        check_bytes(payload.len())?;
+        let what = What::Message { type_id: type_id.0, bytes: payload.into() };
+        match self.try_send(ticket, what) {
+            Ok(()) => Ok(true),
+            Err((_, error)) => error.map_or(Ok(false), Err),
+        }
+    }
+
+    /// Asks for a stop behind all that was sent before; `false` if the channel is full.
+    fn send_stop(&self, ticket: u64) -> PyResult<bool> {
+        match self.try_send(ticket, What::Stop) {
+            Ok(()) => Ok(true),
+            Err((_, error)) => error.map_or(Ok(false), Err),
+        }
+    }
+
+    /// Asks for a source back; `false` if the channel is full.
+    fn remove_reader(&self, ticket: u64, source: u32) -> PyResult<bool> {
+        match self.try_send(ticket, What::RemoveReader { source }) {
+            Ok(()) => Ok(true),
+            Err((_, error)) => error.map_or(Ok(false), Err),
+        }
+    }
+
+    /// Hands a reader over; `false` if the channel is full.
+    fn add_reader(
+        &self,
+        py: Python<'_>,
+        ticket: u64,
+        reader: &Bound<'_, QueueReader>,
+        provisioner: &Bound<'_, Provisioner>,
+        about: &[u8],
+    ) -> PyResult<bool> {
+        check_bytes(about.len())?;
+        let native = self.take_reader(py, reader, provisioner)?;
+        let lent = (reader.clone().unbind(), Arc::clone(native.endpoint()));
+        lock(&self.lent).readers.insert(ticket, lent);
+        let what = What::AddReader { reader: native, about: about.into() };
+        match self.try_send(ticket, what) {
+            Ok(()) => Ok(true),
+            Err((what, error)) => {
+                self.take_back(py, ticket, what);
+                error.map_or(Ok(false), Err)
+            }
+        }
+    }
+
+    /// Hands a writer over; `false` if the channel is full.
+    fn add_writer(
+        &self,
+        py: Python<'_>,
+        ticket: u64,
+        output: u32,
+        writer: &Bound<'_, QueueWriter>,
+        provisioner: &Bound<'_, Provisioner>,
+        about: &[u8],
+    ) -> PyResult<bool> {
+        check_bytes(about.len())?;
+        let native = self.take_writer(py, writer, provisioner)?;
+        let lent = (writer.clone().unbind(), Arc::clone(native.endpoint()));
+        lock(&self.lent).writers_sent.insert(ticket, lent);
+        let what = What::AddWriter { output, writer: native, about: about.into() };
+        match self.try_send(ticket, what) {
+            Ok(()) => Ok(true),
+            Err((what, error)) => {
+                self.take_back(py, ticket, what);
+                error.map_or(Ok(false), Err)
+            }
+        }
+    }
+
+    /// All acks there are, oldest first.
+    fn drain_acks<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
+        let mut acks = Vec::new();
+        if let Life::Running(hot) | Life::Ended(hot) = &mut *lock(&self.life) {
+            while let Ok(ack) = hot.acks.pop() {
+                acks.push(ack);
+            }
+        }
+        acks.into_iter().map(|ack| self.ack(py, ack)).collect()
+    }
+
+    /// At most `count_max` log records, 64 bytes each, oldest first.
+    fn drain_log<'py>(&self, py: Python<'py>, count_max: usize) -> Bound<'py, PyBytes> {
+        let mut bytes: Vec<u8> = Vec::new();
+        if let Life::Running(hot) | Life::Ended(hot) = &mut *lock(&self.life) {
+            for _ in 0..count_max {
+                let Ok(record) = hot.logs.pop() else { break };
+                bytes.extend_from_slice(&log_bytes(&record));
+            }
+        }
+        PyBytes::new(py, &bytes)
+    }
+
+    /// All reports of the guard there are, oldest first; see `GuardReport.from_native`.
+    fn drain_guard(&self, py: Python<'_>) -> PyResult<Vec<Py<PyTuple>>> {
+        guard::drain(py, &self.guard)
+    }
+
+    /// Every word of the status page, and the state as text.
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        let Some(shared) = self.shared.get() else {
+            out.set_item("state", State::New.as_str())?;
+            return Ok(out);
+        };
+        out.set_item("state", shared.page.state().as_str())?;
+        for (name, value) in shared.page.words() {
+            out.set_item(name, value)?;
+        }
+        let (late, inline, kept) = self.endpoint_counts();
+        out.set_item("rolls_late", late)?;
+        out.set_item("wakes_inline", inline)?;
+        out.set_item("segments_kept", kept)?;
+        let counts = self.guard.counts();
+        out.set_item("guard_seen", counts.seen)?;
+        out.set_item("guard_refused", counts.refused)?;
+        out.set_item("guard_dropped", counts.dropped)?;
+        Ok(out)
+    }
+
+    /// Of `"loop_gap"` and `"handler_time"`: buckets (highest ns, count), and the highest ns.
+    fn histogram(&self, name: &str) -> PyResult<(Vec<(u64, u64)>, u64)> {
+        let Some(shared) = self.shared.get() else { return Ok((Vec::new(), 0)) };
+        match name {
+            "loop_gap" => Ok(shared.loop_gap.snapshot()),
+            "handler_time" => Ok(shared.handler_time.snapshot()),
+            other => Err(bad("histogram", &format!("{other:?}"), "'loop_gap' or 'handler_time'")),
+        }
+    }
+
+    /// The handler's counters.
+    fn counters(&self) -> Vec<u64> {
+        match self.shared.get() {
+            Some(shared) => shared.counters.iter().map(|counter| counter.get()).collect(),
+            None => vec![0; self.counters],
+        }
+    }
+
+    /// A copy of the handler's state; exact when the thread does not run.
+    fn state<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        match self.shared.get() {
+            Some(shared) => PyBytes::new(py, &shared.state.snapshot()),
+            None => PyBytes::new(py, &lock(&self.state)),
+        }
+    }
+
+    /// Unmaps what the hot thread has left behind; gives the number of segments. Interrupts the hot
+    /// thread's core.
+    fn release_retired(&self, py: Python<'_>) -> usize {
+        let endpoints = self.endpoints();
+        py.detach(|| endpoints.iter().map(|endpoint| endpoint.release_retired()).sum())
+    }
+
+    #[getter]
+    fn commands_max(&self) -> usize {
+        self.options.commands_max
+    }
+}
+
+/// The command, and an error unless the channel was just full.
+type NotSent = (What, Option<PyErr>);
+
+impl HotCore {
+    fn options(&self) -> Options {
+        let Settings { core, fifo_priority, lock_memory, strict, commands_max, log_records, run } =
+            self.options;
+        let name = self.name.clone();
+        let guard = Arc::clone(&self.guard);
+        Options {
+            name,
+            core,
+            fifo_priority,
+            lock_memory,
+            strict,
+            commands_max,
+            log_records,
+            guard,
+            run,
+        }
+    }
+
+    fn owner(&self) -> String {
+        format!("hot thread '{}'", self.name)
+    }
+
+    #[allow(clippy::result_large_err)] // The refused value comes back whole.
+    fn try_send(&self, ticket: u64, what: What) -> Result<(), NotSent> {
+        let sent_ns = clock::wall_ns();
+        match &mut *lock(&self.life) {
+            Life::Running(hot) => {
+                let command = Command { ticket, sent_ns, what };
+                hot.commands.try_send(command).map_err(|command| (command.what, None))
+            }
+            _ => {
+                let text = format!("hot thread '{}' is not running; nothing was sent", self.name);
+                Err((what, Some(raise("Closed", text, &[]))))
+            }
+        }
+    }
+
+    /// Everything that the thread starts with. What was taken before an error stays in `lent`'s
+    /// objects as `Moved` until it is given back, so the error path gives all of it back.
+    fn load(
+        &self,
+        py: Python<'_>,
+        readers: Vec<(u64, Py<QueueReader>)>,
+        writers: Vec<(u32, Py<QueueWriter>)>,
+        provisioner: &Bound<'_, Provisioner>,
+        journal: Option<Py<QueueWriter>>,
+        journal_head: Vec<u8>,
+    ) -> PyResult<Cargo> {
+        let mut cargo = Cargo::default();
+        let loaded = self.load_into(
+            py,
+            &mut cargo,
+            (readers, writers, journal.map(|journal| (journal, journal_head))),
+            provisioner,
+        );
+        match loaded {
+            Ok(()) => Ok(cargo),
+            Err(error) => {
+                self.give_back(py, cargo);
+                Err(error)
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn load_into(
+        &self,
+        py: Python<'_>,
+        cargo: &mut Cargo,
+        (readers, writers, journal): (
+            Vec<(u64, Py<QueueReader>)>,
+            Vec<(u32, Py<QueueWriter>)>,
+            Option<(Py<QueueWriter>, Vec<u8>)>,
+        ),
+        provisioner: &Bound<'_, Provisioner>,
+    ) -> PyResult<()> {
+        for (ticket, object) in readers {
+            let native = self.take_reader(py, object.bind(py), provisioner)?;
+            lock(&self.lent).readers.insert(ticket, (object, Arc::clone(native.endpoint())));
+            cargo.readers.push((ticket, native));
+        }
+        for (output, object) in writers {
+            let native = self.take_writer(py, object.bind(py), provisioner)?;
+            lock(&self.lent).writers.insert(output, (object, Arc::clone(native.endpoint())));
+            cargo.writers.push((output, native));
+        }
+        if let Some((object, head)) = journal {
+            let native = self.take_writer(py, object.bind(py), provisioner)?;
+            lock(&self.lent).journal = Some(object);
+            cargo.journal = Some((native, head));
+        }
+        Ok(())
+    }
+
+    /// Takes the native reader out of its object, served by the provisioner if by no other.
+    fn take_reader(
+        &self,
+        py: Python<'_>,
+        object: &Bound<'_, QueueReader>,
+        provisioner: &Bound<'_, Provisioner>,
+    ) -> PyResult<Reader> {
+        object.get().inner.with(py, |inner| inner.reader.check_owner().map_err(to_py))?;
+        let mut reader = object.get().inner.take(py, self.owner())?.reader;
+        if !reader.endpoint().is_attached() {
+            let attached = provisioner.get().inner.with(py, |p| {
+                p.attach_reader(&reader);
+                Ok(())
+            });
+            if let Err(error) = attached {
+                object.get().inner.restore_surely(py, reader::Inner::new(reader));
+                return Err(error);
+            }
+        }
+        reader.set_hot(true);
+        Ok(reader)
+    }
+
+    /// As `take_reader`.
+    fn take_writer(
+        &self,
+        py: Python<'_>,
+        object: &Bound<'_, QueueWriter>,
+        provisioner: &Bound<'_, Provisioner>,
+    ) -> PyResult<Writer> {
+        object.get().inner.with(py, |writer| writer.check_owner().map_err(to_py))?;
+        let mut writer = object.get().inner.take(py, self.owner())?;
+        if !writer.endpoint().is_attached() {
+            let attached = provisioner.get().inner.with(py, |p| {
+                p.attach_writer(&writer, Chores::default());
+                Ok(())
+            });
+            if let Err(error) = attached {
+                object.get().inner.restore_surely(py, writer);
+                return Err(error);
+            }
+        }
+        writer.set_hot(true);
+        Ok(writer)
+    }
+
+    /// Puts what was not sent, or refused, back into its object, and gives that.
+    fn take_back(&self, py: Python<'_>, ticket: u64, what: What) -> Option<Py<PyAny>> {
+        match what {
+            What::AddReader { reader, .. } => self.restore_reader(py, ticket, reader),
+            What::AddWriter { writer, .. } => {
+                let lent = lock(&self.lent).writers_sent.remove(&ticket);
+                lent.map(|(object, _)| restore_writer(py, object, writer))
+            }
+            What::Message { .. } | What::RemoveReader { .. } | What::Stop => None,
+        }
+    }
+
+    fn restore_reader(&self, py: Python<'_>, ticket: u64, mut reader: Reader) -> Option<Py<PyAny>> {
+        let lent = lock(&self.lent).readers.remove(&ticket);
+        let (object, _) = lent?;
+        py.detach(|| reader.set_hot(false));
+        object.get().inner.restore_surely(py, reader::Inner::new(reader));
+        Some(object.into_any())
+    }
+
+    /// What a loop left behind, as cargo; commands that were not taken go back to their senders.
+    fn unload(
+        &self,
+        py: Python<'_>,
+        ended: Ended,
+        lost: &mut Vec<u64>,
+        journal: Option<(Writer, Vec<u8>)>,
+    ) -> Cargo {
+        for command in ended.commands {
+            lost.push(command.ticket);
+            self.take_back(py, command.ticket, command.what);
+        }
+        let readers = ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, reader));
+        Cargo { readers: readers.collect(), writers: ended.writers, journal }
+    }
+
+    /// Restores every object from the cargo.
+    fn give_back(&self, py: Python<'_>, cargo: Cargo) {
+        for (ticket, reader) in cargo.readers {
+            self.restore_reader(py, ticket, reader);
+        }
+        for (output, writer) in cargo.writers {
+            let lent = lock(&self.lent).writers.remove(&output);
+            lent.map(|(object, _)| restore_writer(py, object, writer));
+        }
+        if let Some((writer, _)) = cargo.journal {
+            let object = lock(&self.lent).journal.take();
+            object.map(|object| restore_writer(py, object, writer));
+        }
+    }
+
+    /// Why a start failed, as a dict, or as the error itself where it is the caller's.
+    fn start_error<'py>(&self, py: Python<'py>, error: StartError) -> PyResult<Bound<'py, PyDict>> {
+        match error {
+            StartError::Failed(failure) => {
+                let out = convert::failure(py, failure)?;
+                // SAFETY: the thread has been joined.
+                let raised = self.callback.as_ref().and_then(|c| unsafe { c.finish(py) });
+                if let Some(raised) = raised {
+                    out.set_item("error", raised.into_value(py))?;
+                }
+                Ok(out)
+            }
+            StartError::TooMany { what, found, limit } => {
+                Err(bad(what, &found.to_string(), &format!("at most {limit}")))
+            }
+            StartError::Journal(error) => Err(to_py(error)),
+            StartError::Spawn(error) => Err(error.into()),
+        }
+    }
+
+    /// One ack as a tuple; what comes back is put into its object.
+    fn ack<'py>(&self, py: Python<'py>, ack: Ack) -> PyResult<Bound<'py, PyTuple>> {
+        match ack {
+            Ack::Done { ticket, times, handled, .. } => {
+                convert::ack(py, "done", ticket, times, (handled,).into_pyobject(py)?)
+            }
+            Ack::Added { ticket, times, source, .. } => {
+                convert::ack(py, "added", ticket, times, (source,).into_pyobject(py)?)
+            }
+            Ack::FirstMessage { ticket, times, source, first_message_ns } => {
+                let rest = (source, first_message_ns).into_pyobject(py)?;
+                convert::ack(py, "first", ticket, times, rest)
+            }
+            Ack::Removed { ticket, times, source, added, reader } => {
+                let object = self.restore_reader(py, added, reader);
+                convert::ack(py, "removed", ticket, times, (source, object).into_pyobject(py)?)
+            }
+            Ack::WriterAdded { ticket, times, output, old, .. } => {
+                let old = self.exchange_writer(py, ticket, output, old);
+                convert::ack(py, "writer", ticket, times, (output, old).into_pyobject(py)?)
+            }
+            Ack::Refused { ticket, times, refusal, what } => {
+                let object = self.take_back(py, ticket, what);
+                let rest = (convert::refusal(refusal), object).into_pyobject(py)?;
+                convert::ack(py, "refused", ticket, times, rest)
+            }
+            Ack::SourceFailed { source, added, reader, error } => {
+                let object = self.restore_reader(py, added, reader);
+                let error = to_py(error).into_value(py);
+                ("failed", added, source, object, error).into_pyobject(py)
+            }
+            Ack::Gap { source, first_missing, next, reason, handled } => {
+                ("gap", source, first_missing, next, reason.as_str(), handled).into_pyobject(py)
+            }
+        }
+    }
+
+    /// Acks for which there was no room when the loop ended: they are drained later like the
+    /// others, but what they carry is put back now.
+    fn late_ack(&self, py: Python<'_>, ack: Ack) {
+        match ack {
+            Ack::Removed { added, reader, .. } | Ack::SourceFailed { added, reader, .. } => {
+                self.restore_reader(py, added, reader);
+            }
+            Ack::WriterAdded { ticket, output, old, .. } => {
+                self.exchange_writer(py, ticket, output, old);
+            }
+            Ack::Refused { ticket, what, .. } => {
+                self.take_back(py, ticket, what);
+            }
+            Ack::Done { .. } | Ack::Added { .. } | Ack::FirstMessage { .. } | Ack::Gap { .. } => {}
+        }
+    }
+
+    /// The writer that was sent is the output's now; the one before goes back into its object.
+    fn exchange_writer(
+        &self,
+        py: Python<'_>,
+        ticket: u64,
+        output: u32,
+        old: Option<Writer>,
+    ) -> Option<Py<PyAny>> {
+        let before = {
+            let mut lent = lock(&self.lent);
+            let now = lent.writers_sent.remove(&ticket);
+            match now {
+                Some(now) => lent.writers.insert(output, now),
+                None => None,
+            }
+        };
+        let (object, _) = before?;
+        old.map(|writer| restore_writer(py, object, writer))
+    }
+
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let lent = lock(&self.lent);
+        let readers = lent.readers.values().map(|(_, endpoint)| endpoint);
+        let writers = lent.writers.values().map(|(_, endpoint)| endpoint);
+        let sent = lent.writers_sent.values().map(|(_, endpoint)| endpoint);
+        readers.chain(writers).chain(sent).cloned().collect()
+    }
+
+    /// Late rolls, inline wake-ups and kept segments of everything that is with the thread.
+    fn endpoint_counts(&self) -> (u64, u64, usize) {
+        self.endpoints().iter().fold((0, 0, 0), |(late, inline, kept), endpoint| {
+            (late + endpoint.late(), inline + endpoint.wakes_inline(), kept + endpoint.kept_count())
+        })
+    }
+}
+
+impl Drop for HotCore {
+    fn drop(&mut self) {
+        let life = std::mem::replace(
+            self.life.get_mut().unwrap_or_else(PoisonError::into_inner),
+            Life::Changing,
+        );
+        let hot = match life {
+            Life::Running(hot) | Life::Ended(hot) => hot,
+            Life::New | Life::Changing => return,
+        };
+        if hot.is_inherited() {
+            // A forked child: the thread, and all that is with it, is the parent's.
+            std::mem::forget(hot);
+            return;
+        }
+        if u64::from(current_id()) == hot.shared.page.thread_id.get() {
+            // The last reference went on the hot thread itself (a callable held it): it cannot wait
+            // for its own end. It stops, and what it still uses is never freed.
+            hot.ask_to_stop();
+            std::mem::forget((hot, self.callback.take()));
+            return;
+        }
+        Python::attach(|py| {
+            // The thread may be waiting for the lock that we hold.
+            py.detach(|| drop(hot));
+            if let Some(callback) = &self.callback {
+                // SAFETY: the thread has been joined.
+                drop(unsafe { callback.finish(py) });
+            }
+        });
+    }
+}
+
+fn restore_writer(py: Python<'_>, object: Py<QueueWriter>, mut writer: Writer) -> Py<PyAny> {
+    py.detach(|| writer.set_hot(false));
+    object.get().inner.restore_surely(py, writer);
+    object.into_any()
+}
+
+fn check_bytes(len_bytes: usize) -> PyResult<()> {
+    if len_bytes <= COMMAND_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!(
+        "a command is too large: len_bytes={len_bytes} len_bytes_max={COMMAND_BYTES_MAX}; \
+         send large data through a queue"
+    );
+    let fields = [
+        ("len_bytes", (len_bytes as u64).into()),
+        ("len_bytes_max", (COMMAND_BYTES_MAX as u64).into()),
+    ];
+    Err(raise("TooLarge", text, &fields))
+}
+
+/// A record as it stands in memory.
+fn log_bytes(record: &log::LogRecord) -> [u8; size_of::<log::LogRecord>()] {
+    let mut bytes = [0; size_of::<log::LogRecord>()];
+    bytes[..8].copy_from_slice(&record.ns.to_le_bytes());
+    bytes[8..12].copy_from_slice(&record.site.to_le_bytes());
+    bytes[12] = record.count;
+    bytes[13] = record.level;
+    bytes[14..16].copy_from_slice(&record.spare.to_le_bytes());
+    bytes[16..24].copy_from_slice(&record.tags.to_le_bytes());
+    for (place, arg) in bytes[24..].chunks_exact_mut(8).zip(record.args) {
+        place.copy_from_slice(&arg.to_le_bytes());
+    }
+    bytes
+}

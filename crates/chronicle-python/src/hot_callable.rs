@@ -1,0 +1,154 @@
+//! A plain Python callable as the handler of a hot thread: the interpreter lock is taken once per
+//! batch of messages.
+//!
+//! The thread gets its interpreter state as it starts and keeps it, so that taking the lock does not
+//! make one each time; whoever joins the thread deletes it.
+
+use crate::message::Pool;
+use chronicle_core::hot::abi::{
+    Context, FAILED, HANDLED, HandlerTable, KIND_DATA, Message, TABLE_BATCHED, TABLE_UNAUDITED,
+    UNHANDLED,
+};
+use chronicle_core::hot::current;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use std::cell::UnsafeCell;
+
+/// A callable and what its calls need. Used by the hot thread while that runs, by its joiner then.
+pub struct Callback {
+    inner: UnsafeCell<Inner>,
+}
+
+struct Inner {
+    callable: Py<PyAny>,
+    pool: Pool,
+    /// What the callable raised.
+    error: Option<PyErr>,
+    /// The hot thread's, which it does not hold between batches.
+    thread_state: *mut ffi::PyThreadState,
+    lock: Option<ffi::PyGILState_STATE>,
+}
+
+// SAFETY: only one thread at a time uses the inner part: the hot thread until it has been joined,
+// then who has joined it.
+unsafe impl Send for Callback {}
+// SAFETY: as above.
+unsafe impl Sync for Callback {}
+
+impl Callback {
+    /// Boxed: the handler's state holds its address.
+    pub fn new(callable: Py<PyAny>) -> Box<Self> {
+        let inner = Inner {
+            callable,
+            pool: Pool::default(),
+            error: None,
+            thread_state: std::ptr::null_mut(),
+            lock: None,
+        };
+        Box::new(Self { inner: UnsafeCell::new(inner) })
+    }
+
+    /// The initial state of the handler: where this is.
+    pub fn state(&self) -> [u8; size_of::<usize>()] {
+        std::ptr::from_ref(self).addr().to_ne_bytes()
+    }
+
+    /// Deletes the hot thread's interpreter state; gives what the callable raised.
+    ///
+    /// # Safety
+    /// The thread has been joined, or never started.
+    pub unsafe fn finish(&self, _py: Python<'_>) -> Option<PyErr> {
+        // SAFETY: the caller's promise: nobody else uses it.
+        let inner = unsafe { &mut *self.inner.get() };
+        let thread_state = std::mem::replace(&mut inner.thread_state, std::ptr::null_mut());
+        if !thread_state.is_null() {
+            // SAFETY: we are attached; the state's thread is gone, so it is current nowhere.
+            unsafe {
+                ffi::PyThreadState_Clear(thread_state);
+                ffi::PyThreadState_Delete(thread_state);
+            }
+        }
+        inner.pool = Pool::default();
+        inner.error.take()
+    }
+}
+
+/// The functions that the loop calls.
+pub fn table() -> HandlerTable {
+    HandlerTable {
+        flags: TABLE_BATCHED | TABLE_UNAUDITED,
+        on_message: Some(on_message),
+        on_start: Some(on_start),
+        on_batch_begin: Some(on_batch_begin),
+        on_batch_end: Some(on_batch_end),
+        ..HandlerTable::default()
+    }
+}
+
+/// # Safety
+/// Called by the loop, whose state record holds the address of a callback.
+unsafe fn inner<'a>(context: *mut Context) -> &'a mut Inner {
+    // SAFETY: the caller's promise; `HotCore` keeps the callback until the thread has been joined,
+    // and the hot thread is the only one that uses it until then.
+    unsafe {
+        let callback = (*context).state.cast::<*const Callback>().read();
+        &mut *(*callback).inner.get()
+    }
+}
+
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn on_start(context: *mut Context) -> i32 {
+    // SAFETY: called by the loop. The thread has no interpreter state yet: it gets one, and lets go
+    // of the lock.
+    unsafe {
+        ffi::PyGILState_Ensure();
+        inner(context).thread_state = ffi::PyEval_SaveThread();
+    }
+    HANDLED
+}
+
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn on_batch_begin(context: *mut Context) -> i32 {
+    // SAFETY: called by the loop, on a thread that has an interpreter state.
+    unsafe { inner(context).lock = Some(ffi::PyGILState_Ensure()) };
+    HANDLED
+}
+
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn on_batch_end(context: *mut Context) -> i32 {
+    // SAFETY: called by the loop, after `on_batch_begin`.
+    unsafe {
+        if let Some(lock) = inner(context).lock.take() {
+            ffi::PyGILState_Release(lock);
+        }
+    }
+    HANDLED
+}
+
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn on_message(context: *mut Context, message: *const Message) -> i32 {
+    // SAFETY: called by the loop with valid pointers.
+    let (inner, message) = unsafe { (inner(context), &*message) };
+    if message.kind != KIND_DATA {
+        return UNHANDLED;
+    }
+    // SAFETY: called by the loop, which has set the record of this very call.
+    let Some((raw, segment)) = (unsafe { current(context) }) else {
+        return FAILED;
+    };
+    // The lock is held since `on_batch_begin`; this only tells PyO3 so.
+    Python::attach(|py| {
+        let object = inner.pool.message(py, raw, segment, i64::from(message.source));
+        match object.and_then(|object| inner.callable.call1(py, (object,))) {
+            Ok(_) => HANDLED,
+            Err(error) => {
+                inner.error = Some(error);
+                FAILED
+            }
+        }
+    })
+}

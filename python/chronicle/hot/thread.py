@@ -1,0 +1,822 @@
+"""`HotThread`: a native thread that runs a handler and nothing else.
+
+The object is the sidecar's side of it: it starts and stops the thread, sends commands, and takes
+what comes back. All methods may be called from any thread; a lock keeps those apart that drain.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import struct
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+
+from chronicle._core import HotCore, Provisioner
+from chronicle.channel import AddReader, RemoveReader, Stop
+from chronicle.errors import (
+    BadArgument,
+    ChannelFull,
+    Closed,
+    CommandRefused,
+    Forked,
+    GuardViolation,
+    HotThreadFailed,
+)
+from chronicle.hot.acks import (
+    Ack,
+    CommandDone,
+    FirstMessage,
+    GapSeen,
+    ReaderAdded,
+    ReaderRemoved,
+    Refused,
+    SourceFailed,
+    WriterAdded,
+)
+from chronicle.hot.guard import GuardMode, GuardReport
+from chronicle.hot.kernel import core_interrupts, thread_counters
+from chronicle.hot.meter import Histogram, HotStatus
+from chronicle.hot.program import Program, as_program
+from chronicle.message import MessageBase
+
+if TYPE_CHECKING:
+    from chronicle.queue import QueueReader, QueueWriter
+
+__all__ = ["HotThread"]
+
+#: What comes back from a hot thread.
+Event: TypeAlias = Ack | GuardReport
+
+#: How long a caller sleeps between looks at the hot thread, in seconds.
+_NAP_S: Final = 0.0001
+#: Longest time that the end of the interpreter waits for one hot thread, in seconds.
+_EXIT_PATIENCE_S: Final = 5.0
+#: Answers that `wait_for` still knows.
+_RECENT_MAX: Final = 4096
+_LOG_BATCH: Final = 1024
+#: A log record: ns, site, count, level, spare, tags, five arguments.
+_LOG_RECORD: Final = struct.Struct("<QIBBHQ5Q")
+
+#: Those that the end of the interpreter has to stop.
+_running: weakref.WeakSet[HotThread] = weakref.WeakSet()
+
+
+class HotThread:
+    """A native thread that runs a handler on messages of its readers, and does nothing else.
+
+    The thread owns its readers and writers: using their Python objects raises `Moved` until `stop`
+    gives them back. It makes no system call, allocates nothing and never takes the interpreter lock
+    (unless the handler is a plain callable). Everything around it is done by whoever calls `poll`,
+    which `chronicle.Sidecar` does by itself.
+
+    Parameters
+    ----------
+    handler
+        A `chronicle.Handler` (compiled and audited), a `NativeHandler`, or a callable that takes a
+        `Message` (it takes the interpreter lock per batch of messages).
+    readers
+        Sources to begin with.
+    outputs
+        Writers by the names that the handler gives its outputs.
+    name
+        Role name: the thread is ``chr-hot:<name>`` in ``top -H``, its log is
+        ``chronicle.hot.<name>``.
+    core
+        Core to run on; should be isolated. By default wherever the scheduler likes.
+    wait
+        When nothing is there: ``"spin"`` polls; ``"hybrid"`` polls for `spin_ns` and then sleeps;
+        ``"sleep"`` sleeps at once.
+    guard
+        What happens to system calls of the thread: ``"observe"`` reports them, ``"enforce"``
+        refuses them and stops the thread, ``"off"`` is without a filter. By default ``"observe"``,
+        and ``"off"`` for a callable, since the interpreter makes such calls all the time.
+    meter
+        ``"loop"`` times turns and one message in 64, ``"full"`` every message, ``"off"`` nothing.
+    mode
+        How sources are merged; see `FanInReader`.
+    fifo_priority
+        1 to 99 for SCHED_FIFO.
+    lock_memory
+        Keep what the loop uses in memory.
+    sources_max, commands_max, log_records
+        Room for sources, commands on their way, and log records that were not drained yet.
+    commit
+        Commit each message that was handled.
+    strict
+        Fail to start if the kernel refuses something, instead of warning.
+    journal
+        A writer whose queue takes every input, for ``chronicle replay``.
+    state
+        A state record to start with instead of the handler's initial one.
+    provisioner
+        Serves the readers and writers that have none; by default one of its own.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> tmp = tempfile.TemporaryDirectory()
+    >>> writer = chronicle.Queue.open_publisher(f"{tmp.name}/ticks", segment_bytes=1 << 16)
+    >>> reader = chronicle.Queue.open_subscriber(f"{tmp.name}/ticks", "me")
+    >>> seen = []
+    >>> def handler(message):
+    ...     seen.append(message.seq)
+    >>> seq = writer.append(1, b"hello")
+    >>> with HotThread(handler, readers=[reader], wait="hybrid") as hot:
+    ...     while not seen:
+    ...         acks = hot.poll()
+    >>> seen
+    [1]
+    >>> reader.close(); writer.close(); tmp.cleanup()
+    """
+
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        readers: Iterable[QueueReader] = (),
+        outputs: Mapping[str, QueueWriter] | None = None,
+        name: str | None = None,
+        core: int | None = None,
+        wait: Literal["spin", "hybrid", "sleep"] = "spin",
+        spin_ns: int = 20_000,
+        guard: GuardMode | None = None,
+        meter: Literal["loop", "full", "off"] = "loop",
+        mode: Literal["live", "strict"] = "live",
+        fifo_priority: int | None = None,
+        lock_memory: bool = True,
+        sources_max: int = 64,
+        commands_max: int = 256,
+        log_records: int = 4096,
+        commit: bool = True,
+        strict: bool = False,
+        journal: QueueWriter | None = None,
+        state: Any = None,
+        provisioner: Provisioner | None = None,
+    ) -> None:
+        self._program: Program = as_program(handler)
+        program = self._program
+        self.name: str = program.name if name is None else name
+        self.core: int | None = core
+        if guard is None:
+            guard = "off" if program.callable else "observe"
+        elif guard == "enforce" and program.callable:
+            raise BadArgument(
+                "bad guard: found='enforce' expected='observe' or 'off' for a plain callable; "
+                "the interpreter makes system calls, compile the handler to enforce"
+            )
+        _check_range("sources_max", sources_max, 1, 1 << 20)
+        _check_range("commands_max", commands_max, 1, 1 << 20)
+        _check_range("log_records", log_records, 1, 1 << 24)
+        _check_range("spin_ns", spin_ns, 0, 1 << 40)
+        self._readers = list(readers)
+        self._outputs = {self._output(key): writer for key, writer in (outputs or {}).items()}
+        self._journal = journal
+        self._provisioner = provisioner
+        self._own_provisioner: Provisioner | None = None
+        self._core = HotCore(
+            self.name,
+            program.addresses,
+            program.flags,
+            self._initial_state(state),
+            len(program.outputs),
+            len(program.counters),
+            callback=program.callable,
+            core=core,
+            fifo_priority=fifo_priority,
+            lock_memory=lock_memory,
+            strict=strict,
+            wait=wait,
+            spin_ns=spin_ns,
+            meter=meter,
+            mode=mode,
+            commit=commit,
+            sources_max=sources_max,
+            commands_max=commands_max,
+            log_records=log_records,
+            guard=guard,
+        )
+        self._log = logging.getLogger(f"chronicle.hot.{self.name}")
+        self._tickets = itertools.count(1)
+        # Re-entrant: a logging handler may poll.
+        self._lock = threading.RLock()
+        self._pending: deque[Event] = deque()
+        self._recent: dict[int, Ack] = {}
+        self._log_drops_told = 0
+        self._warnings: tuple[str, ...] = ()
+        self._failure: HotThreadFailed | None = None
+        self._phase: Literal["new", "running", "ended"] = "new"
+        self._pid = os.getpid()
+
+    # --- Start and stop ---
+
+    def start(self) -> Self:
+        """Start the thread; return this object. Blocks until its loop runs.
+
+        Raises
+        ------
+        HotThreadFailed
+            If the handler's start failed, or with `strict` the kernel refused something. All
+            readers and writers are given back.
+        Moved, Closed, Forked
+            If a reader or writer is not here.
+        """
+        self._check_owner()
+        with self._lock:
+            if self._phase != "new":
+                raise Closed(
+                    f"hot thread '{self.name}' was started before; make a new HotThread, "
+                    "and pass state=old.state to go on"
+                )
+            provisioner = self._provisioner
+            if provisioner is None:
+                provisioner = self._own_provisioner = Provisioner()
+            readers = [(next(self._tickets), reader) for reader in self._readers]
+            head = self._journal_head(readers) if self._journal is not None else b""
+            try:
+                warnings, failure = self._core.start(
+                    readers, list(self._outputs.items()), provisioner, self._journal, head
+                )
+            except BaseException:
+                self._close_provisioner()
+                raise
+            self._warnings = tuple(warnings)
+            if failure is not None:
+                self._close_provisioner()
+                raise self._failed(failure)
+            self._phase = "running"
+            _running.add(self)
+        for warning in self._warnings:
+            self._log.warning("%s", warning)
+        return self
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop the thread after the message it is at; give its readers and writers back.
+
+        Blocks until the thread has ended. Nothing happens if it was not started, or is stopped
+        already. Does not raise what the thread failed with: see `failure`.
+
+        Parameters
+        ----------
+        timeout
+            Longest time to wait, in seconds. By default as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            If the handler does not return in time. The thread still stops when it does; call again.
+        """
+        self._check_owner()
+        if self._phase != "running":
+            return
+        self._core.ask_to_stop()
+        if self._is_own_thread():
+            raise BadArgument(
+                f"hot thread '{self.name}' cannot wait for its own end; it was asked to stop, "
+                "and does so when its handler returns"
+            )
+        self._wait_until_finished(timeout)
+        self._finish()
+
+    def ask_to_stop(self) -> None:
+        """Ask the thread to stop after the message it is at. Does not wait; `stop` gives back."""
+        self._check_owner()
+        self._core.ask_to_stop()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread ends by itself, and give everything back.
+
+        Raises
+        ------
+        HotThreadFailed
+            What it failed with.
+        TimeoutError
+            If it still runs.
+        """
+        self._check_owner()
+        if self._phase == "running":
+            self._wait_until_finished(timeout)
+            self._finish()
+        if self._failure is not None:
+            raise self._failure
+
+    def _wait_until_finished(self, timeout: float | None) -> None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._core.is_finished():
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(
+                    f"hot thread '{self.name}' still runs after {timeout} s; "
+                    "its handler has not returned"
+                )
+            self._drain()
+            time.sleep(_NAP_S)
+
+    def _finish(self) -> None:
+        with self._lock:
+            if self._phase != "running":
+                return
+            joined = self._core.join()
+            if joined is None:
+                return
+            self._phase = "ended"
+            _running.discard(self)
+            failure, lost, journal_error = joined
+            self._drain()
+            if lost:
+                self._log.warning("%s commands were sent but not taken", len(lost))
+            self._close_provisioner()
+            if failure is not None:
+                self._failure = self._failed(failure)
+                self._log.error("%s", self._failure)
+            if journal_error is not None:
+                self._log.error("the end of the journal was not written: %s", journal_error)
+
+    def _close_provisioner(self) -> None:
+        if self._own_provisioner is not None:
+            self._own_provisioner.close()
+            self._own_provisioner = None
+
+    @property
+    def failure(self) -> HotThreadFailed | None:
+        """What the thread failed with, once `stop` or `join` has taken it in."""
+        if self._phase == "running" and self._core.is_finished():
+            self._check_owner()
+            self._finish()
+        return self._failure
+
+    def _failed(self, failure: dict[str, Any]) -> HotThreadFailed:
+        """Make the exception of a failure as the core tells it."""
+        cause, error = failure["cause"], failure["error"]
+        kind = HotThreadFailed
+        if cause == "guard":
+            kind = GuardViolation
+            reason = "it made a system call, which its guard refuses"
+        elif failure["text"]:
+            reason = failure["text"]
+        elif error is not None:
+            reason = f"{type(error).__name__}: {error}"
+        elif self._program.explain is not None:
+            reason = self._program.explain(failure["info"], failure["code"])
+        else:
+            reason = f"its handler returned {failure['returned']}, fail_code={failure['code']}"
+        during = failure["during"]
+        where = ""
+        if failure["source"] is not None:
+            where = (
+                f" at source={failure['source']} seq={failure['seq']} type_id={failure['type_id']}"
+            )
+        elif during == "command":
+            where = f" at ticket={failure['seq']} type_id={failure['type_id']}"
+        made = kind(
+            f"hot thread '{self.name}' failed during {during}{where}: {reason}",
+            thread=self.name,
+            during=during,
+            source=failure["source"],
+            seq=failure["seq"],
+            type_id=failure["type_id"],
+            reason=reason,
+        )
+        made.__cause__ = error
+        return made
+
+    # --- Commands ---
+
+    def send(
+        self, message: Any, *, type_id: int | None = None, timeout: float | None = None
+    ) -> int:
+        """Send a command; return its ticket.
+
+        Parameters
+        ----------
+        message
+            A message (its handler is the ``@on.command`` of its class), or an `AddReader`,
+            `RemoveReader` or `Stop`. With `type_id` any buffer.
+        type_id
+            1 to 65,535, for a buffer.
+        timeout
+            Longest time to wait for room, in seconds. By default none.
+
+        Raises
+        ------
+        ChannelFull
+            If there is no room; nothing was sent.
+        TooLarge
+            Beyond 64 KiB.
+        Closed, HotThreadFailed
+            If the thread does not run.
+        """
+        match message:
+            case AddReader():
+                return self.add_reader(message.reader, timeout=timeout)
+            case RemoveReader():
+                return self.remove_reader(message.source, timeout=timeout)
+            case Stop():
+                return self._send(self._core.send_stop, timeout)
+            case MessageBase() if type_id is None:
+                number, payload = message.type_id, message.pack()
+            case _ if type_id is not None:
+                number, payload = type_id, bytes(message)
+            case _:
+                raise BadArgument(
+                    f"cannot send: found={type(message).__name__} expected=a message, AddReader, "
+                    "RemoveReader or Stop; for bytes pass type_id="
+                )
+        return self._send(lambda ticket: self._core.send(ticket, number, payload), timeout)
+
+    def add_reader(self, reader: QueueReader, *, timeout: float | None = None) -> int:
+        """Hand a reader over; return the ticket that `ReaderAdded` answers to.
+
+        Raises
+        ------
+        ChannelFull
+            If there is no room; the reader stays yours.
+        Moved, Closed
+            If the reader is not yours, or the thread does not run.
+        """
+        about = self._about_reader(reader) if self._journal is not None else b""
+        provisioner = self._serving()
+        return self._send(
+            lambda ticket: self._core.add_reader(ticket, reader, provisioner, about), timeout
+        )
+
+    def remove_reader(self, source: int, *, timeout: float | None = None) -> int:
+        """Ask for a source back; return the ticket that `ReaderRemoved` answers to."""
+        _check_range("source", source, 0, (1 << 32) - 1)
+        return self._send(lambda ticket: self._core.remove_reader(ticket, source), timeout)
+
+    def add_writer(self, output: str, writer: QueueWriter, *, timeout: float | None = None) -> int:
+        """Let an output write to this queue from now on; return the ticket for `WriterAdded`."""
+        number = self._output(output)
+        about = self._about_writer(writer) if self._journal is not None else b""
+        provisioner = self._serving()
+        return self._send(
+            lambda ticket: self._core.add_writer(ticket, number, writer, provisioner, about),
+            timeout,
+        )
+
+    def _send(self, attempt: Any, timeout: float | None) -> int:
+        self._check_owner()
+        self._check_running()
+        ticket = next(self._tickets)
+        if attempt(ticket):
+            return ticket
+        # Commands wait for room for their answers: make some.
+        self._drain()
+        end = time.monotonic() + (timeout or 0.0)
+        while not attempt(ticket):
+            if time.monotonic() >= end:
+                capacity = self._core.commands_max
+                raise ChannelFull(
+                    f"the command channel of hot thread '{self.name}' is full: "
+                    f"capacity={capacity}; send later or with a timeout, or raise commands_max",
+                    capacity=capacity,
+                )
+            time.sleep(_NAP_S)
+            self._drain()
+            self._check_running()
+        return ticket
+
+    def _serving(self) -> Provisioner:
+        provisioner = self._provisioner or self._own_provisioner
+        if provisioner is None:
+            self._check_running()
+            raise Closed(f"hot thread '{self.name}' is not running; nothing was sent")
+        return provisioner
+
+    # --- What comes back ---
+
+    def poll(self) -> list[Event]:
+        """Take everything that has come back; return answers and reports of the guard. Never waits.
+
+        Each is returned once, whoever asks. Log records go to the `logging` logger
+        ``chronicle.hot.<name>``, and so do reports of the guard.
+        """
+        self._check_owner()
+        with self._lock:
+            self._drain()
+            taken = list(self._pending)
+            self._pending.clear()
+        return taken
+
+    def wait_for(self, ticket: int, timeout: float | None = None) -> Ack:
+        """Wait for the answer to a command.
+
+        Parameters
+        ----------
+        ticket
+            That a method of this object returned.
+        timeout
+            Longest time to wait, in seconds. By default as long as the thread runs.
+
+        Raises
+        ------
+        CommandRefused
+            If the command could not be carried out.
+        TimeoutError
+            If there is no answer yet.
+        Closed, HotThreadFailed
+            If the thread ended before it took the command.
+        """
+        self._check_owner()
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            finished = self._core.is_finished()
+            self._drain()
+            ack = self._recent.get(ticket)
+            if isinstance(ack, Refused):
+                raise CommandRefused(
+                    f"hot thread '{self.name}' refused ticket={ticket}: {ack.reason}",
+                    ticket=ticket,
+                )
+            if ack is not None:
+                return ack
+            if finished:
+                self._finish()
+                if ticket not in self._recent:
+                    self._check_running()
+                    raise Closed(f"hot thread '{self.name}' ended before ticket={ticket}")
+                continue
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"hot thread '{self.name}' has not answered ticket={ticket}")
+            time.sleep(_NAP_S)
+
+    def _drain(self) -> None:
+        with self._lock:
+            for told in self._core.drain_acks():
+                self._take_ack(_as_ack(told, self._program.outputs))
+            self._drain_log()
+            for native in self._core.drain_guard():
+                report = GuardReport.from_native(native)
+                self._pending.append(report)
+                self._log.warning("system call on the hot thread: %s", report)
+
+    def _take_ack(self, ack: Ack) -> None:
+        self._pending.append(ack)
+        ticket = getattr(ack, "ticket", None)
+        if ticket is not None and not isinstance(ack, FirstMessage | SourceFailed):
+            self._recent[ticket] = ack
+            if len(self._recent) > _RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
+        match ack:
+            case SourceFailed():
+                self._log.error("source %s failed and was taken out: %s", ack.source, ack.error)
+            case GapSeen(handled=False):
+                self._log.warning(
+                    "source %s missed messages: first_missing=%s next=%s reason=%s",
+                    ack.source,
+                    ack.first_missing,
+                    ack.next,
+                    ack.reason,
+                )
+            case Refused():
+                self._log.error("ticket %s was refused: %s", ack.ticket, ack.reason)
+
+    def _drain_log(self) -> None:
+        while data := self._core.drain_log(_LOG_BATCH):
+            for record in _LOG_RECORD.iter_unpack(data):
+                self._emit(*record)
+            if len(data) < _LOG_BATCH * _LOG_RECORD.size:
+                break
+        drops = self._core.status().get("log_drops", 0)
+        if drops > self._log_drops_told:
+            self._log.warning(
+                "%s log records were dropped: the ring was full; poll more often, or raise "
+                "log_records",
+                drops - self._log_drops_told,
+            )
+            self._log_drops_told = drops
+
+    def _emit(
+        self, ns: int, site: int, count: int, level: int, _spare: int, tags: int, *args: int
+    ) -> None:
+        sites = self._program.log_sites
+        values = [_value(tags >> (4 * i) & 15, args[i]) for i in range(count)]
+        if site < len(sites):
+            where = sites[site]
+            level, file, line = where.level, where.file, where.line
+            try:
+                text = where.format.format(*values)
+            except (ValueError, IndexError, KeyError, TypeError) as error:
+                text = f"{where.format!r} {values} (cannot be formatted: {error})"
+        else:
+            level, file, line = level or logging.INFO, "", 0
+            text = " ".join([f"site {site}:", *map(str, values)])
+        if not self._log.isEnabledFor(level):
+            return
+        record = self._log.makeRecord(self._log.name, level, file, line, text, (), None)
+        # When the handler logged it, not when it was drained.
+        record.created = ns / 1e9
+        record.msecs = ns // 1_000_000 % 1000
+        record.threadName = f"chr-hot:{self.name}"
+        self._log.handle(record)
+
+    # --- What it shows ---
+
+    @property
+    def status(self) -> HotStatus:
+        """The thread at this moment. Does not disturb it."""
+        self._check_owner()
+        words = self._core.status()
+        thread_id = words.get("thread_id", 0)
+        kernel = interrupts = None
+        if thread_id and self._phase == "running":
+            # The thread may end, and its core go offline, at any moment.
+            with contextlib.suppress(ProcessLookupError):
+                kernel = thread_counters(thread_id)
+            if self.core is not None:
+                with contextlib.suppress(LookupError):
+                    interrupts = core_interrupts(self.core).total
+        return HotStatus(warnings=self._warnings, kernel=kernel, interrupts=interrupts, **words)
+
+    @property
+    def loop_gap(self) -> Histogram:
+        """From one turn's start to the next; sleep does not count."""
+        self._check_owner()
+        return Histogram(*self._core.histogram("loop_gap"))
+
+    @property
+    def handler_time(self) -> Histogram:
+        """What calls of the handler take; with ``meter="loop"`` of one message in 64."""
+        self._check_owner()
+        return Histogram(*self._core.histogram("handler_time"))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The handler's counters."""
+        self._check_owner()
+        return dict(zip(self._program.counters, self._core.counters(), strict=True))
+
+    @property
+    def state(self) -> Any:
+        """A copy of the handler's state: a structured record, or bytes if it has no layout.
+
+        Exact when the thread does not run; while it does, fields may be of different moments.
+        """
+        self._check_owner()
+        data = self._core.state()
+        dtype = self._program.state_dtype
+        if dtype is None:
+            return data
+        import numpy as np
+
+        return np.frombuffer(data, dtype=dtype, count=1)[0].copy()
+
+    def release_retired(self) -> int:
+        """Unmap the segments that the thread has left behind; return how many.
+
+        Unmapping interrupts every core of this process, the hot one too, for some microseconds:
+        call it when that does not matter. `stop` does it anyway.
+        """
+        self._check_owner()
+        return self._core.release_retired()
+
+    # --- Helpers ---
+
+    def _initial_state(self, state: Any) -> bytes:
+        initial = self._program.state
+        if state is None:
+            return initial
+        data = state.tobytes() if hasattr(state, "tobytes") else bytes(state)
+        if len(data) != len(initial):
+            raise BadArgument(
+                f"bad state: found={len(data)} bytes expected={len(initial)}; "
+                "pass a state of the same handler"
+            )
+        return data
+
+    def _output(self, name: str) -> int:
+        outputs = self._program.outputs
+        if name not in outputs:
+            raise BadArgument(
+                f"bad output: found={name!r} expected={' or '.join(map(repr, outputs)) or 'none'}"
+            )
+        return outputs.index(name)
+
+    def _journal_head(self, readers: list[tuple[int, QueueReader]]) -> bytes:
+        import json
+
+        head = {
+            "format": 1,
+            "thread": self.name,
+            "handler": self._program.name,
+            "key": self._program.key,
+            "state": self._core.state().hex(),
+            "outputs": list(self._program.outputs),
+            "counters": list(self._program.counters),
+            "sources": [json.loads(self._about_reader(reader)) for _, reader in readers],
+            "writers": {
+                self._program.outputs[number]: json.loads(self._about_writer(writer))
+                for number, writer in self._outputs.items()
+            },
+        }
+        return json.dumps(head).encode()
+
+    @staticmethod
+    def _about_reader(reader: QueueReader) -> bytes:
+        import json
+
+        about = {"path": os.path.abspath(reader.path), "next_seq": reader.next_seq}  # noqa: PTH100
+        return json.dumps(about | {"name": reader.name}).encode()
+
+    @staticmethod
+    def _about_writer(writer: QueueWriter) -> bytes:
+        import json
+
+        about = {"path": os.path.abspath(writer.path), "next_seq": writer.next_seq}  # noqa: PTH100
+        return json.dumps(about).encode()
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"hot thread '{self.name}' runs in the process that this one was forked from; "
+                "make hot threads after forking"
+            )
+
+    def _check_running(self) -> None:
+        if self._phase == "running" and not self._core.is_finished():
+            return
+        if (failure := self.failure) is not None:
+            raise failure
+        state = "was not started" if self._phase == "new" else "is stopped"
+        raise Closed(f"hot thread '{self.name}' {state}; nothing was sent")
+
+    def _is_own_thread(self) -> bool:
+        thread_id: int = self._core.status().get("thread_id", 0)
+        return threading.get_native_id() == thread_id
+
+    def __enter__(self) -> Self:
+        return self.start() if self._phase == "new" else self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.stop()
+        if self._failure is not None and kind is None:
+            raise self._failure
+
+    def __repr__(self) -> str:
+        state = self._core.status()["state"] if os.getpid() == self._pid else "forked"
+        return f"<HotThread {self.name!r} {state}>"
+
+    def __del__(self) -> None:
+        # A half-made object has no core; a forked one has no thread.
+        if getattr(self, "_phase", "new") == "running" and os.getpid() == self._pid:
+            with contextlib.suppress(TimeoutError):
+                self.stop(_EXIT_PATIENCE_S)
+
+
+def _check_range(what: str, found: object, low: int, high: int) -> None:
+    if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
+        raise BadArgument(f"bad {what}: found={found!r} expected={low} to {high}")
+
+
+def _as_ack(told: tuple[Any, ...], outputs: tuple[str, ...]) -> Ack:
+    """Give an answer of the core its class."""
+    kind, *fields = told
+    if kind == "writer":
+        ticket, sent_ns, taken_ns, output, old = fields
+        return WriterAdded(ticket, sent_ns, taken_ns, outputs[output], old)
+    ack: Ack = _ACKS[kind](*fields)
+    return ack
+
+
+_ACKS: Final[dict[str, Any]] = {
+    "done": CommandDone,
+    "added": ReaderAdded,
+    "first": FirstMessage,
+    "removed": ReaderRemoved,
+    "refused": Refused,
+    "failed": SourceFailed,
+    "gap": GapSeen,
+}
+
+
+def _value(tag: int, word: int) -> Any:
+    """Return a log argument as the value that the handler had."""
+    match tag:
+        case 1:
+            return word - (1 << 64) if word >> 63 else word
+        case 3:
+            return struct.unpack("<d", word.to_bytes(8, "little"))[0]
+        case 4:
+            return word.to_bytes(8, "little").rstrip(b"\0").decode("utf-8", "replace")
+        case 5:
+            return bool(word)
+        case _:
+            return word
+
+
+def _stop_all() -> None:
+    """Stop every hot thread before the interpreter goes."""
+    for hot in list(_running):
+        if hot._pid == os.getpid():
+            with contextlib.suppress(TimeoutError):
+                hot.stop(_EXIT_PATIENCE_S)
+
+
+atexit.register(_stop_all)
