@@ -153,7 +153,10 @@ impl QueueDir {
 
     /// Asks for the lines that a roll to `segment` stores into.
     pub fn prefetch_roll(&self, segment: u64) {
-        prefetch_write(std::ptr::from_ref(self.table_slot(segment)).cast());
+        // An entry may reach into a second line.
+        let entry = self.table_slot(segment);
+        prefetch_write(std::ptr::from_ref(entry).cast());
+        prefetch_write(std::ptr::from_ref(&entry.end_offset).cast());
         prefetch_write(std::ptr::from_ref(self.table_slot(segment.wrapping_sub(1))).cast());
         prefetch_write(std::ptr::from_ref(&self.control().tail_segment).cast());
         prefetch_write(std::ptr::from_ref(&self.control().rolls).cast());

@@ -61,18 +61,22 @@ const MISSING_MAX: Duration = Duration::from_millis(20);
 const LATE_NAP: Duration = Duration::from_micros(50);
 
 /// Where a hot writer or reader and the worker meet.
+///
+/// In this order: what a roll touches, and a worker looks at, stands in one line, so that a roll
+/// gets at most one from another core.
+#[repr(C, align(64))]
 pub struct Endpoint {
-    queue: Arc<QueueDir>,
-    is_writer: bool,
-    /// Index of the segment to have ready.
-    wanted: AtomicU64,
     ready: Slot<Segment>,
     retired: [Slot<Segment>; RETIRED_SLOTS],
+    /// Index of the segment to have ready.
+    wanted: AtomicU64,
     /// Workers that serve this endpoint; normally 0 or 1.
     attached: AtomicU32,
     closed: AtomicU32,
     /// 1 while somebody builds the wanted segment. B1.
     building: AtomicU32,
+    is_writer: bool,
+    queue: Arc<QueueDir>,
     /// Mappings that the hot side had to unmap itself, and segments it had to open itself, while a
     /// worker was attached.
     late: AtomicU64,
@@ -89,6 +93,8 @@ pub struct Endpoint {
     /// What a hot owner has left behind.
     kept: Mutex<Vec<Arc<Segment>>>,
 }
+
+const _: () = assert!(std::mem::offset_of!(Endpoint, building) < 64);
 
 impl Endpoint {
     pub fn new(queue: Arc<QueueDir>, is_writer: bool, wanted: u64) -> Self {
@@ -262,24 +268,23 @@ impl Endpoint {
         self.late.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Asks for the lines that a roll stores into.
+    /// Asks for the line that a roll stores into.
     pub fn prefetch(&self) {
-        prefetch_write(std::ptr::from_ref(&self.ready).cast());
-        prefetch_write(std::ptr::from_ref(&self.retired).cast());
-        prefetch_write(std::ptr::from_ref(&self.wanted).cast());
+        prefetch_write(std::ptr::from_ref(self).cast());
     }
 
-    fn try_building(&self) -> Option<Building<'_>> {
+    fn try_building(self: &Arc<Self>) -> Option<Building> {
         // Relaxed on failure: nothing is read then.
         let free = self.building.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed);
         // Not `then_some`: a right that was not got must not be given back.
-        free.is_ok().then(|| Building(self))
+        free.is_ok().then(|| Building(Arc::clone(self)))
     }
 
     /// For an inline roll: keeps the worker from building what the caller builds; if the worker is
     /// at it, waits for it and gives what it has built. Waits as long as that takes: building it
-    /// twice at once would take longer.
-    pub fn build_alone(&self, index: u64) -> (Building<'_>, Option<Arc<Segment>>) {
+    /// twice at once would take longer. The caller keeps the right until it wants another segment;
+    /// given back any earlier, the worker would begin with the one that is in use by then.
+    pub fn build_alone(self: &Arc<Self>, index: u64) -> (Building, Option<Arc<Segment>>) {
         loop {
             if let Some(building) = self.try_building() {
                 // The worker may have finished since the caller looked.
@@ -324,7 +329,7 @@ impl Endpoint {
     }
 
     /// The worker's part: empty the retired slots, fill the ready one.
-    fn serve(&self, done: &mut u64) -> Result<Served> {
+    fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
         // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
         // is read through the number.
@@ -400,9 +405,9 @@ impl Endpoint {
 }
 
 /// The right to build the wanted segment.
-pub struct Building<'a>(&'a Endpoint);
+pub struct Building(Arc<Endpoint>);
 
-impl Drop for Building<'_> {
+impl Drop for Building {
     fn drop(&mut self) {
         // B1.
         self.0.building.store(0, Ordering::Release);
@@ -589,8 +594,10 @@ impl Client {
         }
         let served = self.endpoint.serve(&mut self.done);
         if let Some(segment) = self.unfaulted.take() {
-            // A reader does without, at a fault for each few pages.
-            drop(segment.map().populate());
+            // Where this fails, the reader does without, at a fault for each few pages.
+            if segment.map().populate().is_err() {
+                self.endpoint.note_error();
+            }
         }
         match served {
             Ok(Served::Nothing) => false,

@@ -13,7 +13,7 @@ use crate::protocol::{self, Strong};
 use crate::queue::dir::{self, LOCK_BYTE_WRITER, LOCK_FILE, QueueDir};
 use crate::queue::durable;
 use crate::queue::options::Options;
-use crate::queue::provision::Endpoint;
+use crate::queue::provision::{Building, Endpoint};
 use crate::queue::recovery::{self, RecoveryReport};
 use crate::queue::segment::Segment;
 use crate::sync::{Arc, AtomicU32, Ordering};
@@ -25,7 +25,7 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// The lines that a roll stores into are asked for once more this far before the end: what a
 /// worker's look takes away in between is back then.
-const NEAR_ROLL_BYTES: usize = 1024;
+const NEAR_ROLL_BYTES: usize = 512;
 
 /// Where the writer stands. Small and together: this is all that an append touches besides the
 /// segment.
@@ -373,9 +373,12 @@ impl Writer {
             }
         }
         let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
-        let (next, inline) = match taken {
-            Some(next) => (next, false),
-            None => (self.prepare_inline(index)?, true),
+        let (next, building) = match taken {
+            Some(next) => (next, None),
+            None => {
+                let (next, building) = self.prepare_inline(index)?;
+                (next, Some(building))
+            }
         };
         failpoint::hit("roll.taken");
         next.enter(self.head.sequence);
@@ -391,13 +394,14 @@ impl Writer {
         let word = unsafe { CommitWord::at(self.head.base, self.head.offset) };
         word.store(COMMIT_ROLL);
         failpoint::hit("roll.marked");
-        let counter = if inline { &control.rolls_inline } else { &control.rolls };
+        let counter = if building.is_some() { &control.rolls_inline } else { &control.rolls };
         // Relaxed: a counter for people.
         counter.fetch_add(1, Ordering::Relaxed);
         failpoint::hit("roll.counted");
         let old = std::mem::replace(&mut self.segment, next);
         self.endpoint.retire(old);
         self.endpoint.want(index + 1);
+        drop(building);
         self.head.base = self.segment.base();
         self.head.offset = self.queue.geometry.data_offset();
         self.head.index_due = 0;
@@ -408,15 +412,14 @@ impl Writer {
     }
 
     #[cold]
-    fn prepare_inline(&self, index: u64) -> Result<Arc<Segment>> {
+    fn prepare_inline(&self, index: u64) -> Result<(Arc<Segment>, Building)> {
         if self.queue.is_removed() {
             return Err(ErrorKind::QueueRemoved { path: self.queue.display() }.into());
         }
         // While a worker is at it, a second segment would only make both late.
         let (building, built) = self.endpoint.build_alone(index);
-        let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok);
-        drop(building);
-        segment
+        let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok)?;
+        Ok((segment, building))
     }
 
     /// Whether this process opened the writer, and not the parent that it was forked from.
