@@ -212,13 +212,20 @@ impl Segment {
         Ok(Arc::new(segment))
     }
 
-    /// Asks for the lines that a writer stores into when it enters.
-    pub fn prefetch(&self) {
-        let data = self.base().wrapping_add(self.geometry.data_offset());
-        prefetch_write(self.base());
-        prefetch_write(self.base().wrapping_add(PAGE_BYTES));
-        prefetch_write(data);
-        prefetch_write(data.wrapping_add(64));
+    /// Fetches the lines that a writer stores into when it enters. It stores the zeros that are
+    /// there: a prefetch is a hint, and was seen to be dropped for lines of cold pages.
+    ///
+    /// Only for the writer, and only before it enters.
+    pub fn warm(&self) {
+        // SAFETY: the data offset is aligned and far from the end.
+        let word = unsafe { self.commit_word(self.geometry.data_offset()) };
+        // Relaxed, all of them: nothing changes, so there is nothing to publish.
+        self.header().first_sequence.store(0, Ordering::Relaxed);
+        // Relaxed: as above.
+        self.index_entry(0).sequence.store(0, Ordering::Relaxed);
+        // Relaxed: as above.
+        word.store(0, Ordering::Relaxed);
+        prefetch_write(self.base().wrapping_add(self.geometry.data_offset() + 64));
     }
 
     /// The writer enters: from now on the segment counts. Stores only.

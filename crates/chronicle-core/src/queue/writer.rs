@@ -299,7 +299,7 @@ impl Writer {
     }
 
     /// In the segment's last block, and again shortly before its end: takes the next segment, if
-    /// the worker has it, and asks for the lines that the roll will store into. They were last
+    /// the worker has it, and fetches the lines that the roll will store into. They were last
     /// touched by other cores, or never; fetched one after another at the roll they would make it
     /// several times as long as any other append.
     fn prepare_roll(&mut self) {
@@ -317,7 +317,7 @@ impl Writer {
             self.next = self.endpoint.take_ready(index);
         }
         if let Some(next) = &self.next {
-            next.prefetch();
+            next.warm();
         }
         self.queue.prefetch_roll(index);
         self.endpoint.prefetch();
