@@ -2,6 +2,8 @@
 
 use crate::tool::{Report, Run, fresh_map, median_ratio, ns_per_tick, pin, ticks};
 use chronicle_core::layout::record_stride;
+use chronicle_core::os::clock::Clock;
+use chronicle_core::sync::full_fence;
 use chronicle_core::{Options, Reader, Start, Writer};
 use std::hint::black_box;
 
@@ -30,6 +32,16 @@ fn copy_ticks(run: &Run, count: usize, spacing: usize) -> f64 {
     let ticks = (ticks() - start) as f64 / count as f64;
     black_box(base);
     ticks
+}
+
+/// What two parts of an append cost by themselves: no append can be faster than either.
+fn part_ticks(count: usize, part: impl Fn(&mut Clock)) -> f64 {
+    let mut clock = Clock::new();
+    let start = ticks();
+    for _ in 0..count {
+        part(&mut clock);
+    }
+    (ticks() - start) as f64 / count as f64
 }
 
 #[derive(Clone, Copy)]
@@ -89,7 +101,7 @@ pub fn measure(run: &Run) -> Report {
     let fits = (SEGMENT_BYTES - (1 << 20)) / record_stride(PAYLOAD_BYTES);
     let count = run.size(fits, 5_000);
     let ns = ns_per_tick();
-    let mut rounds: [Vec<f64>; 6] = Default::default();
+    let mut rounds: [Vec<f64>; 8] = Default::default();
     for _ in 0..run.size(15, 1) {
         let round = [
             copy_ticks(run, count, PAYLOAD_BYTES),
@@ -98,20 +110,28 @@ pub fn measure(run: &Run) -> Report {
             append_ticks(run, count, false, How::Given),
             append_ticks(run, count, true, How::Clock),
             append_ticks(run, count, false, How::Batch),
+            part_ticks(count, |clock| {
+                black_box(clock.now_ns());
+            }),
+            part_ticks(count, |_| full_fence()),
         ];
         for (all, ticks) in rounds.iter_mut().zip(round) {
             all.push(ticks * ns);
         }
     }
-    let [floor, clock, spaced, given, checksum, many] = &rounds;
+    let [floor, clock, spaced, given, checksum, many, clock_alone, fence_alone] = &rounds;
     let mut report = Report::default();
     report.put("append_count", count as f64);
     report.put_rounds("copy_floor", "ns", floor);
     report.put_rounds("copy_spaced", "ns", spaced);
+    report.put_rounds("clock_alone", "ns", clock_alone);
+    report.put_rounds("fence_alone", "ns", fence_alone);
     report.put_rounds("append_rust", "ns", clock);
     report.put_rounds("append_rust_given_time", "ns", given);
     report.put_rounds("append_rust_checksum", "ns", checksum);
     report.put_rounds("append_many_rust", "ns", many);
+    report.put("clock_alone_over_copy_ratio", median_ratio(clock_alone, floor));
+    report.put("fence_alone_over_copy_ratio", median_ratio(fence_alone, floor));
     report.put("append_rust_over_copy_ratio", median_ratio(clock, floor));
     report.put("append_rust_over_spaced_ratio", median_ratio(clock, spaced));
     report.put("append_rust_given_time_over_copy_ratio", median_ratio(given, floor));
