@@ -87,8 +87,19 @@ def _next(run: Run) -> dict[str, float]:
                 "next_payload": "next_().payload",
                 "next": "next_()",
                 "commit": "commit()",
+                # The least that a view costs, in CPython itself.
+                "view": "memoryview(some)",
+                "slice": "view[window]",
             }
-            names = {"floor": _core.Floor().next, "next_": reader.next, "commit": reader.commit}
+            some = bytes(PAYLOAD_BYTES)
+            names = {
+                "floor": _core.Floor().next,
+                "next_": reader.next,
+                "commit": reader.commit,
+                "some": some,
+                "view": memoryview(some),
+                "window": slice(8, PAYLOAD_BYTES),
+            }
             found = interleaved_ns(statements, names, rounds=rounds, calls=calls)
             assert reader.next_seq == total + 1
             assert reader.next() is None
@@ -102,8 +113,12 @@ def _next(run: Run) -> dict[str, float]:
         "next_payload_python_min_ns": min(found["next_payload"]),
         "next_python_median_ns": median(found["next"]),
         "commit_python_median_ns": median(found["commit"]),
+        "memoryview_python_median_ns": median(found["view"]),
+        "memoryview_slice_python_median_ns": median(found["slice"]),
         "next_payload_python_over_empty_ratio": median_ratio(found["next_payload"], found["floor"]),
         "next_python_over_empty_ratio": median_ratio(found["next"], found["floor"]),
+        "memoryview_python_over_empty_ratio": median_ratio(found["view"], found["floor"]),
+        "memoryview_slice_python_over_empty_ratio": median_ratio(found["slice"], found["floor"]),
         "commit_python_over_empty_ratio": median_ratio(found["commit"], found["floor"]),
     }
 

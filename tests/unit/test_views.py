@@ -271,3 +271,48 @@ def test_a_hundred_thousand_messages_leave_no_objects_and_no_memory_behind(path:
     )
     assert lines == ["True"] * 4
     assert resource.getpagesize() == 4096
+
+
+def test_a_view_made_while_there_was_nothing_shows_the_message_that_came(path: Path):
+    """Sizes that repeat, that change, and rolls: a view made ahead may be for any of them."""
+    writer, reader = publisher(path), subscriber(path)
+    sizes = [64, 64, 0, 0, 10, 64, 20_000, 20_000, 20_000, 20_000, 5, 5, 30_000, 30_000, 30_000]
+    views = []
+    for number, size in enumerate(sizes, 1):
+        assert reader.next() is None
+        assert reader.next() is None
+        writer.append(1, payload_of(number, size))
+        message = reader.next()
+        assert message is not None
+        first, second = message.payload, message.payload
+        assert (bytes(first), bytes(second)) == (payload_of(number, size),) * 2
+        assert first.readonly
+        assert first.c_contiguous
+        assert first.format == "B"
+        second.release()
+        views.append(first)
+    writer.close()
+    reader.close()
+    del writer, reader, message, second
+    shutil.rmtree(path)
+    gc.collect()
+    expected = [payload_of(number, size) for number, size in enumerate(sizes, 1)]
+    assert [bytes(view) for view in views] == expected
+
+
+def test_a_view_made_ahead_is_dropped_when_the_reader_goes_elsewhere(path: Path):
+    writer, reader = publisher(path), subscriber(path)
+    fill(writer, 3, size=64)
+    assert [bytes(message.payload) for message in reader] == [payload_of(n, 64) for n in (1, 2, 3)]
+    assert reader.next() is None
+    reader.seek(2)
+    assert [bytes(message.payload) for message in reader] == [payload_of(n, 64) for n in (2, 3)]
+    # Not asked for, and asked for late.
+    assert reader.next() is None
+    writer.append(1, payload_of(4, 64))
+    kept = reader.next()
+    assert reader.next() is None
+    writer.append(1, payload_of(5, 64))
+    assert reader.next() is not None
+    assert kept is not None
+    assert bytes(kept.payload) == payload_of(4, 64)

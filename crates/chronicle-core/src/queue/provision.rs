@@ -689,7 +689,7 @@ mod tests {
     #[test]
     fn a_segment_that_came_too_late_does_not_make_the_next_one_late() {
         with_queue("late", |writer, _| {
-            let endpoint = Endpoint::new(Arc::clone(writer.queue()), true, 1);
+            let endpoint = Arc::new(Endpoint::new(Arc::clone(writer.queue()), true, 1));
             let mut done = u64::MAX;
             assert!(endpoint.serve(&mut done).unwrap() == Served::Worked);
             // The hot side did not see it in time, rolled inline and wants the next one.
@@ -705,7 +705,7 @@ mod tests {
     #[test]
     fn what_another_worker_left_is_left_alone() {
         with_queue("two", |writer, _| {
-            let endpoint = Endpoint::new(Arc::clone(writer.queue()), true, 1);
+            let endpoint = Arc::new(Endpoint::new(Arc::clone(writer.queue()), true, 1));
             let (mut ours, mut theirs) = (u64::MAX, u64::MAX);
             assert!(endpoint.serve(&mut theirs).unwrap() == Served::Worked);
             assert!(endpoint.serve(&mut ours).unwrap() == Served::Nothing);
