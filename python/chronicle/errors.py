@@ -12,11 +12,12 @@ Each class has a `category`:
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Category = Literal["warn", "error", "fatal"]
 
 __all__ = [
+    "AuditRefused",
     "BadArgument",
     "Busy",
     "Category",
@@ -24,6 +25,7 @@ __all__ = [
     "ChronicleError",
     "Closed",
     "CommandRefused",
+    "CompileError",
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
@@ -31,6 +33,7 @@ __all__ = [
     "FormatError",
     "Gap",
     "GuardViolation",
+    "HandlerFailed",
     "HotThreadFailed",
     "Moved",
     "NotAQueue",
@@ -69,6 +72,18 @@ class ChronicleError(Exception):
         return (type(self), self.args, dict(self.__dict__))
 
 
+class AuditRefused(ChronicleError):
+    """A handler says or does something that must not be on a hot thread; it was not compiled.
+
+    Attributes
+    ----------
+    findings
+        Each with `construct`, `file`, `line` and `remedy`; `chronicle.hot.rules.Finding`.
+    """
+
+    findings: tuple[Any, ...]
+
+
 class BadArgument(ChronicleError, ValueError):
     """An argument has a value that cannot work; the message says what was found and expected."""
 
@@ -104,6 +119,10 @@ class CommandRefused(ChronicleError):
     """
 
     ticket: int
+
+
+class CompileError(ChronicleError):
+    """A handler could not be compiled, for a reason that is not in its source."""
 
 
 class CorruptRecord(ChronicleError):
@@ -172,6 +191,10 @@ class Gap(ChronicleError):
     first_missing: int
     next: int
     reason: str
+
+
+class HandlerFailed(ChronicleError):
+    """A handler gave up: it called ``self.fail(...)``. Raised by handlers that are not compiled."""
 
 
 class HotThreadFailed(ChronicleError):

@@ -57,6 +57,7 @@ from typing import (
     Annotated,
     Any,
     ClassVar,
+    Final,
     NamedTuple,
     TypeVar,
     dataclass_transform,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
+    "NUMBERS",
     "Array",
     "Chars",
     "Field",
@@ -241,13 +243,14 @@ def _metadata_of(hint: object, kind: type[Any]) -> Any:
     return next((item for item in get_args(hint)[1:] if isinstance(item, kind)), None)
 
 
-_NUMBERS: dict[str, Number] = {
+NUMBERS: Final[dict[str, Number]] = {
     number.name: number
     for number in (
         _metadata_of(alias, Number)
         for alias in (i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, bool_)
     )
 }
+"""The number types by their names in schemas."""
 
 
 class Field(NamedTuple):
@@ -284,7 +287,7 @@ class Field(NamedTuple):
         """The field's format for the `struct` module, without byte order."""
         if self.type == "chars":
             return f"{self.count}s"
-        return ("" if self.count is None else str(self.count)) + _NUMBERS[self.type].code
+        return ("" if self.count is None else str(self.count)) + NUMBERS[self.type].code
 
 
 class _DtypeOnFirstUse:
@@ -338,6 +341,7 @@ class MessageBase:
     """The layout as plain data for JSON; `message_from_schema` reads it back."""
     _dtype: ClassVar[Any]
     _unpack: ClassVar[Callable[..., tuple[Any, ...]]]
+    _defaults: ClassVar[Mapping[str, Any]]
 
     if TYPE_CHECKING:
         dtype: ClassVar[np.dtype[np.void]]
@@ -582,6 +586,7 @@ def _finish(
     space["FIELDS"] = fields
     space["schema"] = _schema(cls.__name__, type_id, fields, size_bytes)
     space["_unpack"] = staticmethod(packer.unpack_from)
+    space["_defaults"] = dict(defaults)
     space["__match_args__"] = tuple(field.name for field in fields)
     for field in fields:
         space[field.name] = property(_getter(field), doc=f"Field at byte {field.offset}.")
@@ -707,7 +712,7 @@ def _explain(owner: str, fields: tuple[Field, ...], given: tuple[Any, ...]) -> E
     for field, value in zip(fields, given, strict=True):
         if field.type in ("chars", "bool"):
             continue
-        number = _NUMBERS[field.type]
+        number = NUMBERS[field.type]
         one = struct.Struct("<" + number.code)
         for item in (value,) if field.count is None else tuple(value):
             try:
@@ -804,8 +809,8 @@ def _spec_from_schema(entry: object) -> tuple[str, _Kind, int | None]:
     kind: _Kind
     if type_name == "chars":
         kind = Chars(_part(entry, "count", int))
-    elif type_name in _NUMBERS:
-        kind = _NUMBERS[type_name]
+    elif type_name in NUMBERS:
+        kind = NUMBERS[type_name]
         if "count" in entry:
             kind = Array(kind, _part(entry, "count", int))
     else:

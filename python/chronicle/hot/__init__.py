@@ -1,13 +1,48 @@
 """The hot thread: handlers, their audit, the thread itself, its guard and its meter.
 
-Importing this package costs neither NumPy nor Numba.
+Importing this package costs neither NumPy nor Numba; compiling does.
 """
 
 # The layout, lowest first:
 #
+#   on, info, events, logs          what a handler is made of
+#   spec, state, handler            what a class says, and the object that it is uncompiled
+#   functions                       functions for handlers, in both worlds
+#   rules, source, flow             the source net of the audit
+#   rewrite_*, rewrite, frontend    from methods to functions that the compiler takes
+#   lower_*, lower, diagnose, emit  from those to an object file: Numba, and the types net
+#   machine                         the machine net
+#   link, cache, compile            from an object file to a `Program`, and the cache on disk
 #   system_calls, symbols, kernel   names of calls and of code, the kernel's counts
 #   guard                           reports of system calls that a hot thread made
 #   program, acks, meter            what a thread runs, what it answers, what it shows
 #   thread                          `HotThread`, the sidecar's side of a hot thread
 
 from __future__ import annotations
+
+from chronicle.hot.events import SourceAdded, SourceGap, SourceRemoved
+from chronicle.hot.functions import mix64, symbol_key
+from chronicle.hot.handler import Counter, Handler, HandlerLog, Output
+from chronicle.hot.info import SOURCE_NONE, Info
+from chronicle.hot.on import on
+from chronicle.hot.spec import Table, table
+from chronicle.hot.state import Cells, Rows
+
+__all__ = [
+    "SOURCE_NONE",
+    "Cells",
+    "Counter",
+    "Handler",
+    "HandlerLog",
+    "Info",
+    "Output",
+    "Rows",
+    "SourceAdded",
+    "SourceGap",
+    "SourceRemoved",
+    "Table",
+    "mix64",
+    "on",
+    "symbol_key",
+    "table",
+]

@@ -1,0 +1,243 @@
+"""From rewritten functions to one object file. Imports Numba; used on a cold start only.
+
+Numba infers types and gives LLVM code for each function. What the loop calls is built around them
+here: a switch on kind and type, the check of the payload's length, and the translation of Numba's
+status into the ABI's. All of it goes into one module in which only the entries are visible, is
+optimized as a whole, and becomes an object file: the one that runs, and the one that is audited.
+"""
+
+from __future__ import annotations
+
+import ast
+import threading
+import warnings
+from typing import Any, Final, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import njit
+from numba.core.registry import cpu_target
+
+from chronicle.hot.failures import Failure
+from chronicle.hot.frontend import PREFIX, Translation
+from chronicle.hot.link import target_machine
+from chronicle.hot.lower import primitive
+from chronicle.hot.lower_types import (
+    I32,
+    I64,
+    POINTER,
+    Emit,
+    HandlerType,
+    InfoType,
+    RecordType,
+    Session,
+)
+from chronicle.hot.spec import Entry, HandlerSpec, layout_of
+
+__all__ = ["LOCK", "Emitted", "emit"]
+
+LOCK: Final = threading.RLock()
+"""One compilation at a time: Numba's type system and the session are shared."""
+
+HANDLED: Final = 0
+UNHANDLED: Final = 1
+FAILED: Final = 2
+
+MESSAGE_PAYLOAD: Final = 0
+MESSAGE_LEN_BYTES: Final = 8
+MESSAGE_TYPE_ID: Final = 12
+MESSAGE_KIND: Final = 14
+
+_OPTIONS: Final[dict[str, Any]] = {
+    # No run-time: nothing can allocate.
+    "_nrt": False,
+    "boundscheck": True,
+    "error_model": "python",
+    "no_cfunc_wrapper": True,
+    "no_cpython_wrapper": True,
+}
+
+
+class Emitted(NamedTuple):
+    """An object file, and what its numbers mean.
+
+    Attributes
+    ----------
+    image
+        The object file.
+    entries
+        Which entries it defines.
+    failures
+        Reasons to fail, by number.
+    """
+
+    image: bytes
+    entries: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+
+class _Compiled(NamedTuple):
+    library: Any
+    descriptor: Any
+    arguments: tuple[Any, ...]
+    result: Any
+
+
+def emit(spec: HandlerSpec, found: Translation) -> Emitted:
+    """Compile a translated handler. The caller holds `LOCK`."""
+    session = Session.current = Session(found.failures)
+    handler = HandlerType(spec)
+    namespace = _namespace(found)
+    compiled: dict[str, _Compiled] = {}
+    with warnings.catch_warnings():
+        # Numba warns of what the front end has already refused, or what cannot be.
+        warnings.simplefilter("ignore")
+        for entry in spec.entries:
+            arguments = [handler, RecordType(layout_of(entry.message), writable=False)]
+            if entry.takes_info:
+                arguments.append(InfoType())
+            name = found.methods[entry.method]
+            compiled[entry.method] = _compile(namespace[name], tuple(arguments))
+        for method in spec.hooks.values():
+            compiled[method] = _compile(namespace[found.methods[method]], (handler,))
+    module = _entries_module(spec, found, compiled)
+    image = _object_file(module, [each.library for each in compiled.values()])
+    entries = ("on_message", *(f"on_{hook}" for hook in spec.hooks))
+    return Emitted(image, entries, tuple(session.failures))
+
+
+def _namespace(found: Translation) -> dict[str, Any]:
+    """Return the globals of the rewritten functions: primitives, and each other."""
+    space: dict[str, Any] = {"__name__": "chronicle.hot.compiled"}
+    for name in sorted(found.primitives):
+        space[PREFIX + name] = primitive(name, found.messages)
+    for name, translated in found.functions.items():
+        tree = ast.Module([translated.node], [])
+        # The front end made this tree, from syntax that it allows.
+        exec(compile(tree, translated.file, "exec", dont_inherit=True), space)
+        space[name] = njit(**_OPTIONS)(space[name])
+    return space
+
+
+def _compile(dispatcher: Any, arguments: tuple[Any, ...]) -> _Compiled:
+    dispatcher.compile(arguments)
+    result = dispatcher.overloads[arguments]
+    return _Compiled(result.library, result.fndesc, arguments, result.signature.return_type)
+
+
+def _entries_module(
+    spec: HandlerSpec, found: Translation, compiled: dict[str, _Compiled]
+) -> ir.Module:
+    module = ir.Module("chronicle.entries")
+    module.triple = target_machine().triple
+    module.data_layout = str(target_machine().target_data)
+    _on_message(module, spec, found, compiled)
+    for hook, method in spec.hooks.items():
+        kind = ir.FunctionType(I32, [POINTER])
+        function = ir.Function(module, kind, f"chr_on_{hook}")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        _call(builder, compiled[method], [function.args[0]])
+    return module
+
+
+def _on_message(
+    module: ir.Module, spec: HandlerSpec, found: Translation, compiled: dict[str, _Compiled]
+) -> None:
+    function = ir.Function(module, ir.FunctionType(I32, [POINTER, POINTER]), "chr_on_message")
+    context, message = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emit = Emit(cpu_target.target_context, builder, context)
+    type_id = builder.zext(emit.load_raw(message, MESSAGE_TYPE_ID, ir.IntType(16), align=4), I32)
+    kind = builder.zext(emit.load_raw(message, MESSAGE_KIND, ir.IntType(16), align=2), I32)
+    chosen = builder.or_(type_id, builder.shl(kind, I32(16)))
+    unhandled = function.append_basic_block("unhandled")
+    switch = builder.switch(chosen, unhandled)
+    builder.position_at_end(unhandled)
+    builder.ret(I32(UNHANDLED))
+    for entry in spec.entries:
+        block = function.append_basic_block(entry.method)
+        switch.add_case(I32(entry.kind << 16 | entry.message.type_id), block)
+        builder.position_at_end(block)
+        _take(builder, context, message, entry, found, compiled[entry.method])
+
+
+def _take(
+    builder: ir.IRBuilder,
+    context: Any,
+    message: Any,
+    entry: Entry,
+    found: Translation,
+    compiled: _Compiled,
+) -> None:
+    """Check the payload's length and call the method."""
+    site = _site_of(found, entry.method)
+    emit = Emit(cpu_target.target_context, builder, context, I64(site))
+    size = entry.message.size_bytes
+    length = emit.load_raw(message, MESSAGE_LEN_BYTES, I32, align=8)
+    with builder.if_then(builder.icmp_unsigned("<", length, I32(size)), likely=False):
+        text = (
+            f"too few bytes for message {entry.message.__name__!r}: found={{value}} "
+            f"expected={size}; was it written with another schema?"
+        )
+        emit.note_failure(Failure("SchemaMismatch", text, "i64"), builder.zext(length, I64))
+        builder.ret(I32(FAILED))
+    payload = emit.load_raw(message, MESSAGE_PAYLOAD, POINTER, align=8)
+    arguments = [context, payload]
+    if entry.takes_info:
+        arguments.append(message)
+    _call(builder, compiled, arguments)
+
+
+def _site_of(found: Translation, method: str) -> int:
+    """Return the number of the line where a method begins; it is added if nothing failed there."""
+    function = found.functions[found.methods[method]]
+    place = (function.file, function.node.lineno)
+    if place not in found.sites:
+        found.sites.append(place)
+    return found.sites.index(place)
+
+
+def _call(builder: ir.IRBuilder, compiled: _Compiled, arguments: list[Any]) -> None:
+    """Call a function of Numba's and return the ABI's status."""
+    convention = cpu_target.target_context.call_conv
+    kind = convention.get_function_type(compiled.descriptor.restype, compiled.descriptor.argtypes)
+    name = compiled.descriptor.llvm_func_name
+    module = builder.module
+    callee = module.globals[name] if name in module.globals else ir.Function(module, kind, name)
+    status, _ = convention.call_function(
+        builder, callee, compiled.descriptor.restype, compiled.descriptor.argtypes, arguments
+    )
+    builder.ret(builder.select(status.is_error, I32(FAILED), I32(HANDLED)))
+
+
+
+def _object_file(entries: ir.Module, libraries: list[Any]) -> bytes:
+    machine = target_machine()
+    module = llvm.parse_assembly(str(entries))
+    for library in dict.fromkeys(libraries):
+        module.link_in(library._get_module_for_linking(), preserve=True)
+    for function in module.functions:
+        if not function.is_declaration and not function.name.startswith("chr_on_"):
+            function.linkage = "internal"
+    module = _without_jump_tables(module)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    image: bytes = machine.emit_object(module)
+    return image
+
+
+def _without_jump_tables(module: Any) -> Any:
+    """Mark all functions: a jump through a table is one that an audit cannot follow."""
+    lines = []
+    for line in str(module).splitlines():
+        if line.startswith("define ") and line.endswith("{"):
+            head, found, tail = line.rpartition(" #")
+            if found and tail[:-1].strip().split(" ")[0].isdigit():
+                line = f'{head} "no-jump-tables"="true" #{tail}'
+            else:
+                head = line[:-1].rstrip()
+                line = f'{head} "no-jump-tables"="true" {{'
+        lines.append(line)
+    return llvm.parse_assembly("\n".join(lines))
