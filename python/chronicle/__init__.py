@@ -32,12 +32,14 @@ from typing import TYPE_CHECKING
 from chronicle._core import __version__, clock_ns
 from chronicle.channel import AddReader, Receiver, RemoveReader, Sender, Stop, channel
 from chronicle.errors import (
+    AuditRefused,
     BadArgument,
     Busy,
     ChannelFull,
     ChronicleError,
     Closed,
     CommandRefused,
+    CompileError,
     CorruptRecord,
     DecodeError,
     DiskFull,
@@ -45,6 +47,7 @@ from chronicle.errors import (
     FormatError,
     Gap,
     GuardViolation,
+    HandlerFailed,
     HotThreadFailed,
     Moved,
     NotAQueue,
@@ -73,18 +76,22 @@ from chronicle.queue import (
 )
 
 if TYPE_CHECKING:
+    from chronicle.hot.handler import Handler
+    from chronicle.hot.on import on
     from chronicle.hot.program import NativeHandler
     from chronicle.hot.thread import HotThread
     from chronicle.sidecar.runtime import Sidecar
 
 __all__ = [
     "AddReader",
+    "AuditRefused",
     "BadArgument",
     "Busy",
     "ChannelFull",
     "ChronicleError",
     "Closed",
     "CommandRefused",
+    "CompileError",
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
@@ -93,6 +100,8 @@ __all__ = [
     "FormatError",
     "Gap",
     "GuardViolation",
+    "Handler",
+    "HandlerFailed",
     "HotThread",
     "HotThreadFailed",
     "Message",
@@ -123,15 +132,18 @@ __all__ = [
     "clock_ns",
     "inspect",
     "message",
+    "on",
     "remove_reader",
     "verify",
 ]
 
 #: Public names whose modules import something heavy, by module; loaded when first asked for.
 _LAZY = {
+    "Handler": "chronicle.hot.handler",
     "HotThread": "chronicle.hot.thread",
     "NativeHandler": "chronicle.hot.program",
     "Sidecar": "chronicle.sidecar.runtime",
+    "on": "chronicle.hot.on",
 }
 
 

@@ -8,20 +8,21 @@ optimized as a whole, and becomes an object file: the one that runs, and the one
 
 from __future__ import annotations
 
-import ast
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import njit
-from numba.core.registry import cpu_target
+from numba.core.compiler_lock import global_compiler_lock
 
+from chronicle.hot.diagnose import finding_from
 from chronicle.hot.failures import Failure
 from chronicle.hot.frontend import PREFIX, Translation
 from chronicle.hot.link import target_machine
 from chronicle.hot.lower import primitive
+from chronicle.hot.lower_target import make_dispatcher, target_context
 from chronicle.hot.lower_types import (
     I32,
     I64,
@@ -32,6 +33,7 @@ from chronicle.hot.lower_types import (
     RecordType,
     Session,
 )
+from chronicle.hot.rules import Finding, refused
 from chronicle.hot.spec import Entry, HandlerSpec, layout_of
 
 __all__ = ["LOCK", "Emitted", "emit"]
@@ -47,15 +49,6 @@ MESSAGE_PAYLOAD: Final = 0
 MESSAGE_LEN_BYTES: Final = 8
 MESSAGE_TYPE_ID: Final = 12
 MESSAGE_KIND: Final = 14
-
-_OPTIONS: Final[dict[str, Any]] = {
-    # No run-time: nothing can allocate.
-    "_nrt": False,
-    "boundscheck": True,
-    "error_model": "python",
-    "no_cfunc_wrapper": True,
-    "no_cpython_wrapper": True,
-}
 
 
 class Emitted(NamedTuple):
@@ -89,21 +82,34 @@ def emit(spec: HandlerSpec, found: Translation) -> Emitted:
     handler = HandlerType(spec)
     namespace = _namespace(found)
     compiled: dict[str, _Compiled] = {}
-    with warnings.catch_warnings():
+    # Held all along, so that other users of Numba in this process wait.
+    findings: list[Finding] = []
+    with global_compiler_lock, warnings.catch_warnings():
         # Numba warns of what the front end has already refused, or what cannot be.
         warnings.simplefilter("ignore")
-        for entry in spec.entries:
-            arguments = [handler, RecordType(layout_of(entry.message), writable=False)]
-            if entry.takes_info:
-                arguments.append(InfoType())
-            name = found.methods[entry.method]
-            compiled[entry.method] = _compile(namespace[name], tuple(arguments))
-        for method in spec.hooks.values():
-            compiled[method] = _compile(namespace[found.methods[method]], (handler,))
-    module = _entries_module(spec, found, compiled)
-    image = _object_file(module, [each.library for each in compiled.values()])
+        for method, arguments in _signatures(spec, handler):
+            try:
+                compiled[method] = _compile(namespace[found.methods[method]], arguments)
+            except Exception as error:
+                # The other methods may have findings of their own.
+                finding = finding_from(error, found)
+                if finding not in findings:
+                    findings.append(finding)
+        if findings:
+            raise refused(spec.name, findings)
+        module = _entries_module(spec, found, compiled)
+        image = _object_file(module, [each.library for each in compiled.values()])
     entries = ("on_message", *(f"on_{hook}" for hook in spec.hooks))
     return Emitted(image, entries, tuple(session.failures))
+
+
+def _signatures(spec: HandlerSpec, handler: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Return each method that the loop calls, and the types of its arguments."""
+    for entry in spec.entries:
+        record = RecordType(layout_of(entry.message), writable=False)
+        yield entry.method, (handler, record, InfoType()) if entry.takes_info else (handler, record)
+    for method in spec.hooks.values():
+        yield method, (handler,)
 
 
 def _namespace(found: Translation) -> dict[str, Any]:
@@ -112,10 +118,9 @@ def _namespace(found: Translation) -> dict[str, Any]:
     for name in sorted(found.primitives):
         space[PREFIX + name] = primitive(name, found.messages)
     for name, translated in found.functions.items():
-        tree = ast.Module([translated.node], [])
         # The front end made this tree, from syntax that it allows.
-        exec(compile(tree, translated.file, "exec", dont_inherit=True), space)
-        space[name] = njit(**_OPTIONS)(space[name])
+        exec(compile(translated.module(), translated.file, "exec", dont_inherit=True), space)
+        space[name] = make_dispatcher(space[name])
     return space
 
 
@@ -146,7 +151,7 @@ def _on_message(
     function = ir.Function(module, ir.FunctionType(I32, [POINTER, POINTER]), "chr_on_message")
     context, message = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    emit = Emit(cpu_target.target_context, builder, context)
+    emit = Emit(target_context(), builder, context)
     type_id = builder.zext(emit.load_raw(message, MESSAGE_TYPE_ID, ir.IntType(16), align=4), I32)
     kind = builder.zext(emit.load_raw(message, MESSAGE_KIND, ir.IntType(16), align=2), I32)
     chosen = builder.or_(type_id, builder.shl(kind, I32(16)))
@@ -171,7 +176,7 @@ def _take(
 ) -> None:
     """Check the payload's length and call the method."""
     site = _site_of(found, entry.method)
-    emit = Emit(cpu_target.target_context, builder, context, I64(site))
+    emit = Emit(target_context(), builder, context, I64(site))
     size = entry.message.size_bytes
     length = emit.load_raw(message, MESSAGE_LEN_BYTES, I32, align=8)
     with builder.if_then(builder.icmp_unsigned("<", length, I32(size)), likely=False):
@@ -199,7 +204,7 @@ def _site_of(found: Translation, method: str) -> int:
 
 def _call(builder: ir.IRBuilder, compiled: _Compiled, arguments: list[Any]) -> None:
     """Call a function of Numba's and return the ABI's status."""
-    convention = cpu_target.target_context.call_conv
+    convention = target_context().call_conv
     kind = convention.get_function_type(compiled.descriptor.restype, compiled.descriptor.argtypes)
     name = compiled.descriptor.llvm_func_name
     module = builder.module
@@ -210,7 +215,6 @@ def _call(builder: ir.IRBuilder, compiled: _Compiled, arguments: list[Any]) -> N
     builder.ret(builder.select(status.is_error, I32(FAILED), I32(HANDLED)))
 
 
-
 def _object_file(entries: ir.Module, libraries: list[Any]) -> bytes:
     machine = target_machine()
     module = llvm.parse_assembly(str(entries))
@@ -219,6 +223,9 @@ def _object_file(entries: ir.Module, libraries: list[Any]) -> bytes:
     for function in module.functions:
         if not function.is_declaration and not function.name.startswith("chr_on_"):
             function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
     module = _without_jump_tables(module)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)

@@ -43,7 +43,7 @@ class SourceRemoved(MessageBase):
 
 @message(65_003)
 class SourceGap(MessageBase):
-    """Messages ``first_missing`` to ``next - 1`` of a source are gone; reading goes on at `next`."""
+    """Messages ``first_missing`` to ``next - 1`` of a source are gone; it goes on at `next`."""
 
     first_missing: u64
     next: u64

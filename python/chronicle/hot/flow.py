@@ -17,9 +17,9 @@ _State: TypeAlias = frozenset[str] | None
 
 
 def unassigned(node: ast.FunctionDef) -> list[tuple[str, int]]:
-    """Return the name and line of each read of a variable that may have no value.
+    r"""Return the name and line of each read of a variable that may have no value.
 
-    >>> tree = ast.parse("def f(x):\\n if x:\\n  y = 1\\n return y")
+    >>> tree = ast.parse("def f(x):\n if x:\n  y = 1\n return y")
     >>> unassigned(tree.body[0])
     [('y', 4)]
     """

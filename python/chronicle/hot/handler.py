@@ -62,9 +62,7 @@ _KINDS: Final = {"data": KIND_DATA, "command": KIND_COMMAND, "event": KIND_EVENT
 
 
 class _Writer(Protocol):
-    def append(
-        self, type_id: int, payload: bytes, *, timestamp_ns: int | None = None
-    ) -> int: ...
+    def append(self, type_id: int, payload: bytes, *, timestamp_ns: int | None = None) -> int: ...
 
 
 class Output:
@@ -105,7 +103,7 @@ class Output:
             return self._writer.append(message.type_id, data, timestamp_ns=clock)
         # A row or a view would change after the fact.
         cls = type(message)
-        plain = cls.__bases__[0] if cls.__dict__.get("FIELDS") is None else cls
+        plain: Any = cls if "FIELDS" in cls.__dict__ else cls.__bases__[0]
         self.published.append(plain.view(data))
         return len(self.published)
 
@@ -132,9 +130,7 @@ class Counter:
         if isinstance(amount, float):
             raise TypeError(f"counter {self.name!r} takes integers: value={amount!r}")
         if not 0 <= amount <= I64_MAX:
-            raise ValueError(
-                f"counter {self.name!r} only grows: value={amount} range=0..{I64_MAX}"
-            )
+            raise ValueError(f"counter {self.name!r} only grows: value={amount} range=0..{I64_MAX}")
         self.value = (self.value + amount) & 0xFFFF_FFFF_FFFF_FFFF
 
     def __repr__(self) -> str:

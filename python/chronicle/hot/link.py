@@ -14,7 +14,16 @@ from typing import Any, Final
 
 from chronicle.errors import CompileError
 
-__all__ = ["ALLOWED_SYMBOLS", "ENTRIES", "LIBM", "MEMORY", "Linked", "cpu", "link", "target_machine"]
+__all__ = [
+    "ALLOWED_SYMBOLS",
+    "ENTRIES",
+    "LIBM",
+    "MEMORY",
+    "Linked",
+    "cpu",
+    "link",
+    "target_machine",
+]
 
 ENTRIES: Final = ("on_message", "on_idle", "on_start", "on_stop")
 """What an object may define for the loop; the symbols are these with ``chr_`` before."""
@@ -102,7 +111,8 @@ def core_symbols() -> dict[str, int]:
     """Return the addresses of the core's functions."""
     from chronicle import _core
 
-    found: dict[str, int] = dict(_core.hot_symbols())
+    core: Any = _core
+    found: dict[str, int] = dict(core.hot_symbols())
     return found
 
 
@@ -137,7 +147,7 @@ def link(
         raise CompileError(f"object file calls what is not allowed: {', '.join(unknown)}")
     with _lock:
         llvm = _llvm()
-        machine, jit = _jit()
+        _, jit = _jit()
         builder = llvm.JITLibraryBuilder().add_object_img(image)
         for name, address in _addresses(wanted, symbols).items():
             builder.import_symbol(name, address)

@@ -1,4 +1,4 @@
-"""Primitives on numbers and text: arithmetic, comparison, conversion and `math`, as Python has them.
+"""Primitives on numbers and text: arithmetic, comparison, conversion, `math`, as Python has them.
 
 What differs between Python and a processor is settled here: division by zero fails, ``//`` rounds
 down, an int and a float are compared exactly, ``int / int`` is rounded once, a shift by 64 or more
@@ -8,13 +8,13 @@ is what it would be in more bits, ``int(x)`` of what does not fit fails. What is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
+from chronicle.hot.lower_target import primitive
 from chronicle.hot.lower_types import (
     F64,
     I1,
@@ -41,63 +41,43 @@ Lower = Callable[[Emit, list[Any], list[Any]], Any]
 def _checked(choose: Callable[[Any, Any], Any], lower: Lower) -> Any:
     """Make a primitive ``(handler, a, b, site)``; `choose` gives its type from those of a and b."""
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, a: Any, b: Any, site: Any) -> Any:
-        signature = choose(a, b)(handler, a, b, site)
+    @primitive
+    def made(_handler: Any, a: Any, b: Any, _site: Any) -> Any:
+        kinds = [kind_of(a), kind_of(b)]
+        return choose(a, b), lambda emit, values: lower(emit, list(values[1:3]), kinds)
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            emit = Emit(context, builder, args[0], args[3])
-            return lower(emit, list(args[1:3]), [kind_of(a), kind_of(b)])
-
-        return signature, codegen
-
-    return primitive
+    return made
 
 
 def _checked_one(choose: Callable[[Any], Any], lower: Lower) -> Any:
     """Make a primitive ``(handler, a, site)``."""
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, a: Any, site: Any) -> Any:
-        signature = choose(a)(handler, a, site)
+    @primitive
+    def made(_handler: Any, a: Any, _site: Any) -> Any:
+        return choose(a), lambda emit, values: lower(emit, [values[1]], [kind_of(a)])
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            emit = Emit(context, builder, args[0], args[2])
-            return lower(emit, [args[1]], [kind_of(a)])
-
-        return signature, codegen
-
-    return primitive
+    return made
 
 
 def _plain(choose: Callable[[Any, Any], Any], lower: Lower) -> Any:
     """Make a primitive ``(a, b)`` that cannot fail."""
 
-    @intrinsic
-    def primitive(typingctx: Any, a: Any, b: Any) -> Any:
-        signature = choose(a, b)(a, b)
+    @primitive
+    def made(a: Any, b: Any) -> Any:
+        kinds = [kind_of(a), kind_of(b)]
+        return choose(a, b), lambda emit, values: lower(emit, list(values), kinds)
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return lower(Emit(context, builder), list(args), [kind_of(a), kind_of(b)])
-
-        return signature, codegen
-
-    return primitive
+    return made
 
 
 def _plain_one(choose: Callable[[Any], Any], lower: Lower) -> Any:
     """Make a primitive ``(a)`` that cannot fail."""
 
-    @intrinsic
-    def primitive(typingctx: Any, a: Any) -> Any:
-        signature = choose(a)(a)
+    @primitive
+    def made(a: Any) -> Any:
+        return choose(a), lambda emit, values: lower(emit, list(values), [kind_of(a)])
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return lower(Emit(context, builder), list(args), [kind_of(a)])
-
-        return signature, codegen
-
-    return primitive
+    return made
 
 
 # --- Types of results ---
@@ -295,9 +275,7 @@ def _power(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
     a, b = (emit.as_f64(v, k) for v, k in zip(values, kinds, strict=True))
     zero = F64(0.0)
     infinite = builder.or_(emit.is_infinite(a), emit.is_infinite(b))
-    bad = builder.and_(
-        builder.fcmp_ordered("==", a, zero), builder.fcmp_ordered("<", b, zero)
-    )
+    bad = builder.and_(builder.fcmp_ordered("==", a, zero), builder.fcmp_ordered("<", b, zero))
     emit.fail_if(bad, "ZeroDivisionError", "zero to a negative power: exponent={value}", b)
     floor = builder.module.declare_intrinsic("llvm.floor", [F64])
     broken = builder.fcmp_ordered("!=", builder.call(floor, [b]), b)
@@ -357,7 +335,7 @@ def _shift(direction: str) -> Lower:
     return lower
 
 
-def _invert(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+def _invert(emit: Emit, values: list[Any], _kinds: list[Any]) -> Any:
     return emit.builder.not_(values[0])
 
 
@@ -446,24 +424,22 @@ def _compare_text(emit: Emit, symbol: str, a: Any, b: Any) -> Any:
     return builder.icmp_unsigned(symbol, a, b)
 
 
-@intrinsic
-def _contains(typingctx: Any, a: Any, items: Any) -> Any:
+@primitive
+def _contains(a: Any, items: Any) -> Any:
     kinds = [types.unliteral(each) for each in items.types]
-    choose = _compared("in")
+    choose, compare = _compared("in"), _comparison("==")
     for kind in kinds:
         choose(a, kind)
-    compare = _comparison("==")
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder)
+    def write(emit: Emit, values: Sequence[Any]) -> Any:
         found = I1(0)
         for index, kind in enumerate(kinds):
-            item = emit.element(args[1], index, kind)
-            same = compare(emit, [args[0], item], [kind_of(sig.args[0]), kind_of(kind)])
-            found = builder.or_(found, same)
+            item = emit.element(values[1], index, kind)
+            same = compare(emit, [values[0], item], [kind_of(a), kind_of(kind)])
+            found = emit.builder.or_(found, same)
         return found
 
-    return types.boolean(a, items), codegen
+    return types.boolean, write
 
 
 def _truth_type(kind: Any) -> Any:
@@ -557,23 +533,13 @@ def _to_index(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
     return emit.as_i64(values[0], kinds[0])
 
 
-@intrinsic
-def _len(typingctx: Any, a: Any) -> Any:
+@primitive
+def _len(a: Any) -> Any:
     if isinstance(a, CellsType | TableType | types.BaseTuple):
-        count = a.count
-
-        def constant(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return I64(count)
-
-        return types.int64(a), constant
+        return types.int64, lambda _emit, _values: I64(a.count)
     if not isinstance(a, CharsType):
         raise Refusal(f"len() of {describe(a)}", "use len() of arrays, tables and text")
-    width = a.width
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return text_length(builder, args[0], width)
-
-    return types.int64(a), codegen
+    return types.int64, lambda emit, values: text_length(emit.builder, values[0], a.width)
 
 
 def text_length(builder: Any, value: Any, width: int) -> Any:
@@ -596,7 +562,7 @@ def _symbol_key_type(kind: Any) -> Any:
     return types.int64
 
 
-def _symbol_key(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+def _symbol_key(emit: Emit, values: list[Any], _kinds: list[Any]) -> Any:
     value = values[0]
     return emit.fit_text(value, value.type.width // 8, 8, "symbol_key's text")
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from chronicle.hot.logs import (
     ARGUMENTS_MAX,
@@ -18,11 +17,10 @@ from chronicle.hot.logs import (
     TEXT_BYTES_MAX,
 )
 from chronicle.hot.lower_numbers import text_length
+from chronicle.hot.lower_target import primitive
 from chronicle.hot.lower_types import (
     CONTEXT_FLAGS,
     CONTEXT_NOW_NS,
-    F64,
-    I8,
     I32,
     I64,
     INFO_FIELDS,
@@ -60,9 +58,7 @@ _LayoutField = tuple[str, str, int, "int | None", int]
 def _no_field(owner: Any, name: str) -> Refusal:
     if isinstance(owner, RecordType | RecordValueType):
         fields = ", ".join(owner.fields) or "none"
-        return Refusal(
-            f"{owner.layout.name} has no field {name!r}", f"its fields are {fields}"
-        )
+        return Refusal(f"{owner.layout.name} has no field {name!r}", f"its fields are {fields}")
     if isinstance(owner, InfoType):
         return Refusal(f"info has no field {name!r}", f"it has {', '.join(INFO_FIELDS)}")
     if isinstance(owner, HandlerType):
@@ -75,16 +71,12 @@ def _no_field(owner: Any, name: str) -> Refusal:
 def get(name: str) -> Any:
     """Return the primitive that reads the field `name` of whatever it is given."""
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, owner: Any, site: Any) -> Any:
+    @primitive
+    def made(_handler: Any, owner: Any, _site: Any) -> Any:
         kind, load = _reader(owner, name)
+        return kind, lambda emit, values: load(emit, values[1])
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return load(Emit(context, builder, args[0], args[2]), args[1])
-
-        return kind(handler, owner, site), codegen
-
-    return primitive
+    return made
 
 
 def _reader(owner: Any, name: str) -> tuple[Any, Any]:
@@ -142,17 +134,12 @@ def _place_reader(
 def set_(name: str) -> Any:
     """Return the primitive that stores into the field `name` of whatever it is given."""
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, owner: Any, value: Any, site: Any) -> Any:
+    @primitive
+    def made(_handler: Any, owner: Any, value: Any, _site: Any) -> Any:
         store = _writer(owner, name, value)
+        return types.void, lambda emit, values: store(emit, values[1], values[2])
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            store(Emit(context, builder, args[0], args[3]), args[1], args[2])
-            return context.get_dummy_value()
-
-        return types.void(handler, owner, value, site), codegen
-
-    return primitive
+    return made
 
 
 def _writer(owner: Any, name: str, value: Any) -> Any:
@@ -207,7 +194,9 @@ def _check_store(type_name: str, label: str, value: Any) -> None:
     """Refuse what cannot be stored already when types are inferred."""
     found = kind_of(value)
     if found not in ("int", "float", "bool"):
-        raise Refusal(f"storing {describe(value)} into {label}, which is {type_name}", "use a number")
+        raise Refusal(
+            f"storing {describe(value)} into {label}, which is {type_name}", "use a number"
+        )
     if found == "float" and NUMBERS[type_name].minimum is not None:
         raise Refusal(
             f"storing a float into {label}, which is {type_name}", "write int(...) around it"
@@ -228,9 +217,7 @@ def _array_writer(type_name: str, offset: int, count: int, label: str, value: An
     if found is None:
         raise Refusal(f"storing {describe(value)} into {label}, an array", "assign its items")
     if len(found) != count:
-        raise Refusal(
-            f"storing {len(found)} values into {label}", f"its length is fixed: {count}"
-        )
+        raise Refusal(f"storing {len(found)} values into {label}", f"its length is fixed: {count}")
     _check_store(type_name, label, found[0])
     size = NUMBERS[type_name].size_bytes
 
@@ -263,29 +250,21 @@ def item(index: int | None) -> Any:
     """Return the primitive that reads an item: at a constant index, or at one that is given."""
     if index is None:
 
-        @intrinsic
-        def primitive(typingctx: Any, handler: Any, owner: Any, index: Any, site: Any) -> Any:
+        @primitive
+        def made(_handler: Any, owner: Any, index: Any, _site: Any) -> Any:
             _check_index(owner, index)
             kind, load = _item_reader(owner)
+            number = kind_of(index)
+            return kind, lambda emit, values: load(emit, values[1], emit.as_i64(values[2], number))
 
-            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                emit = Emit(context, builder, args[0], args[3])
-                return load(emit, args[1], emit.as_i64(args[2], kind_of(sig.args[2])))
+        return made
 
-            return kind(handler, owner, index, site), codegen
-
-        return primitive
-
-    @intrinsic
-    def at_constant(typingctx: Any, handler: Any, owner: Any, site: Any) -> Any:
+    @primitive
+    def at_constant(_handler: Any, owner: Any, _site: Any) -> Any:
         if isinstance(owner, types.BaseTuple):
-            return _tuple_item(owner, index)(handler, owner, site)
+            return _tuple_item(owner, index)
         kind, load = _item_reader(owner)
-
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return load(Emit(context, builder, args[0], args[2]), args[1], I64(index))
-
-        return kind(handler, owner, site), codegen
+        return kind, lambda emit, values: load(emit, values[1], I64(index))
 
     return at_constant
 
@@ -296,14 +275,7 @@ def _tuple_item(owner: Any, index: int) -> Any:
         raise Refusal(f"item {index} of a tuple of {count}", "count from 0")
     position = index % count
     kind = types.unliteral(owner.types[position])
-
-    def made(handler: Any, owner: Any, site: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return Emit(context, builder).element(args[1], position, kind)
-
-        return kind(handler, owner, site), codegen
-
-    return made
+    return kind, lambda emit, values: emit.element(values[1], position, kind)
 
 
 def _check_index(owner: Any, index: Any) -> None:
@@ -347,7 +319,9 @@ def _item_reader(owner: Any) -> tuple[Any, Any]:
         if kind is types.boolean or not isinstance(owner, types.UniTuple):
             raise Refusal("a tuple like this at a variable index", "use an array field")
         return kind, element
-    raise Refusal(f"an item of {describe(owner)}", "only arrays, tables, text and tuples have items")
+    raise Refusal(
+        f"an item of {describe(owner)}", "only arrays, tables, text and tuples have items"
+    )
 
 
 def _text_byte(emit: Emit, value: Any, width: int, index: Any) -> Any:
@@ -362,25 +336,23 @@ def _text_byte(emit: Emit, value: Any, width: int, index: Any) -> Any:
     if wide.type.width > 64:
         shift = builder.zext(shift, wide.type)
     return builder.and_(
-        builder.trunc(builder.lshr(wide, shift), I64) if wide.type.width > 64
+        builder.trunc(builder.lshr(wide, shift), I64)
+        if wide.type.width > 64
         else builder.lshr(wide, shift),
         I64(0xFF),
     )
 
 
-@intrinsic
-def _set_item(
-    typingctx: Any, handler: Any, owner: Any, index: Any, value: Any, site: Any
-) -> Any:
+@primitive
+def _set_item(_handler: Any, owner: Any, index: Any, value: Any, _site: Any) -> Any:
     _check_index(owner, index)
     store = _item_writer(owner, value)
+    number = kind_of(index)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0], args[4])
-        store(emit, args[1], emit.as_i64(args[2], kind_of(sig.args[2])), args[3])
-        return context.get_dummy_value()
+    def write(emit: Emit, values: Sequence[Any]) -> None:
+        store(emit, values[1], emit.as_i64(values[2], number), values[3])
 
-    return types.void(handler, owner, index, value, site), codegen
+    return types.void, write
 
 
 def _item_writer(owner: Any, value: Any) -> Any:
@@ -414,7 +386,9 @@ def _item_writer(owner: Any, value: Any) -> Any:
                 _move(emit, place, given, size)
 
         return row
-    raise Refusal(f"assignment to an item of {describe(owner)}", "only arrays and tables have those")
+    raise Refusal(
+        f"assignment to an item of {describe(owner)}", "only arrays and tables have those"
+    )
 
 
 def _move(emit: Emit, target: Any, source: Any, size: int) -> None:
@@ -429,26 +403,25 @@ def build(cls: type[MessageBase]) -> Any:
     """Return the primitive that builds a message from a tuple of its fields, in their order."""
     layout = layout_of(cls)
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, values: Any, site: Any) -> Any:
+    @primitive
+    def made(_handler: Any, fields: Any, _site: Any) -> Any:
         kind = RecordValueType(layout)
-        given = list(values.types) if layout.fields else []
+        given = [types.unliteral(each) for each in fields.types] if layout.fields else []
         makers = [
-            _field_maker(layout, field, types.unliteral(found))
+            _field_maker(layout, field, found)
             for field, found in zip(layout.fields, given, strict=True)
         ]
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            emit = Emit(context, builder, args[0], args[2])
-            proxy = cgutils.create_struct_proxy(kind)(context, builder)
+        def write(emit: Emit, values: Sequence[Any]) -> Any:
+            proxy = cgutils.create_struct_proxy(kind)(emit.context, emit.builder)
             for number, make in enumerate(makers):
-                part = emit.element(args[1], number, types.unliteral(given[number]))
+                part = emit.element(values[1], number, given[number])
                 setattr(proxy, f"f{number}", make(emit, part))
             return proxy._getvalue()
 
-        return kind(handler, values, site), codegen
+        return kind, write
 
-    return primitive
+    return made
 
 
 def _field_maker(layout: Layout, field: _LayoutField, found: Any) -> Any:
@@ -499,32 +472,32 @@ def _store_message(emit: Emit, kind: RecordValueType, value: Any, pointer: Any) 
                 emit.store_number(element, pointer, offset + index * step, type_name)
 
 
-@intrinsic
-def _publish(typingctx: Any, handler: Any, output: Any, message: Any, site: Any) -> Any:
+@primitive
+def _publish(_handler: Any, _output: Any, message: Any, _site: Any) -> Any:
     if not isinstance(message, RecordType | RecordValueType):
         raise Refusal(
             f"publishing {describe(message)}", "publish a message: self.out.publish(Order(...))"
         )
     layout = message.layout
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0], args[3])
-        pointer = args[2]
+    def write(emit: Emit, values: Sequence[Any]) -> Any:
+        builder = emit.builder
+        pointer = values[2]
         if isinstance(message, RecordValueType):
             pointer = emit.room(layout.size_bytes)
-            _store_message(emit, message, args[2], pointer)
+            _store_message(emit, message, values[2], pointer)
         function = emit.declare(APPEND, I64, [POINTER, I32, I32, POINTER, I32])
-        number = builder.trunc(args[1], I32)
+        number = builder.trunc(values[1], I32)
         sequence = builder.call(
             function,
-            [args[0], number, I32(layout.type_id), pointer, I32(layout.size_bytes)],
+            [values[0], number, I32(layout.type_id), pointer, I32(layout.size_bytes)],
         )
         bad = builder.icmp_signed("<", sequence, I64(0))
         text = f"message {layout.name!r} could not be published: code={{value}}"
         emit.fail_if(bad, "HandlerFailed", text, sequence)
         return sequence
 
-    return types.int64(handler, output, message, site), codegen
+    return types.int64, write
 
 
 # --- Counters, log, clock ---
@@ -534,31 +507,29 @@ def _counter_place(emit: Emit, number: Any) -> Any:
     return emit.at(emit.counters(), emit.builder.shl(number, I64(3)))
 
 
-@intrinsic
-def _count(typingctx: Any, handler: Any, counter: Any, amount: Any, site: Any) -> Any:
-    if kind_of(amount) not in ("int", "bool"):
+@primitive
+def _count(_handler: Any, _counter: Any, amount: Any, _site: Any) -> Any:
+    found = kind_of(amount)
+    if found not in ("int", "bool"):
         raise Refusal(f"adding {describe(amount)} to a counter", "add an int")
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0], args[3])
-        added = emit.as_i64(args[2], kind_of(sig.args[2]))
-        bad = builder.icmp_signed("<", added, I64(0))
+    def write(emit: Emit, values: Sequence[Any]) -> None:
+        added = emit.as_i64(values[2], found)
+        bad = emit.builder.icmp_signed("<", added, I64(0))
         emit.fail_if(bad, "ValueError", "a counter only grows: value={value}", added)
-        place = _counter_place(emit, args[1])
+        place = _counter_place(emit, values[1])
         old = emit.load_raw(place, 0, I64, align=8)
-        emit.store_raw(builder.add(old, added), place, 0, align=8)
-        return context.get_dummy_value()
+        emit.store_raw(emit.builder.add(old, added), place, 0, align=8)
 
-    return types.void(handler, counter, amount, site), codegen
+    return types.void, write
 
 
-@intrinsic
-def _counted(typingctx: Any, handler: Any, counter: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0])
-        return emit.load_raw(_counter_place(emit, args[1]), 0, I64, align=8)
+@primitive
+def _counted(_handler: Any, _counter: Any) -> Any:
+    def write(emit: Emit, values: Sequence[Any]) -> Any:
+        return emit.load_raw(_counter_place(emit, values[1]), 0, I64, align=8)
 
-    return types.int64(handler, counter), codegen
+    return types.int64, write
 
 
 def _log_tag(kind: Any) -> int:
@@ -583,58 +554,51 @@ def _log_word(emit: Emit, value: Any, kind: Any) -> Any:
     return emit.as_i64(value, found)
 
 
-@intrinsic
-def _log(typingctx: Any, handler: Any, number: Any, values: Any) -> Any:
-    kinds: Sequence[Any] = ()
-    if isinstance(values, types.BaseTuple):
-        kinds = [types.unliteral(each) for each in values.types]
+@primitive
+def _log(_handler: Any, _number: Any, arguments: Any) -> Any:
+    kinds: list[Any] = []
+    if isinstance(arguments, types.BaseTuple):
+        kinds = [types.unliteral(each) for each in arguments.types]
     tags = sum(_log_tag(kind) << (4 * n) for n, kind in enumerate(kinds))
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0])
+    def write(emit: Emit, values: Sequence[Any]) -> None:
         words = emit.room(8 * ARGUMENTS_MAX)
         for index, kind in enumerate(kinds):
-            value = emit.element(args[2], index, kind)
+            value = emit.element(values[2], index, kind)
             emit.store_raw(_log_word(emit, value, kind), words, 8 * index, align=8)
         function = emit.declare(LOG, ir.VoidType(), [POINTER, I32, I32, I64, POINTER])
-        site = builder.trunc(args[1], I32)
-        builder.call(function, [args[0], site, I32(len(kinds)), I64(tags), words])
-        return context.get_dummy_value()
+        site = emit.builder.trunc(values[1], I32)
+        emit.builder.call(function, [values[0], site, I32(len(kinds)), I64(tags), words])
 
-    return types.void(handler, number, values), codegen
-
-
-@intrinsic
-def _now_ns(typingctx: Any, handler: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return Emit(context, builder, args[0]).load_raw(args[0], CONTEXT_NOW_NS, I64, align=8)
-
-    return types.int64(handler), codegen
+    return types.void, write
 
 
-@intrinsic
-def _stop(typingctx: Any, handler: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit = Emit(context, builder, args[0])
-        flags = emit.load_raw(args[0], CONTEXT_FLAGS, I32, align=4)
-        emit.store_raw(builder.or_(flags, I32(FLAG_STOP)), args[0], CONTEXT_FLAGS, align=4)
-        return context.get_dummy_value()
+@primitive
+def _now_ns(_handler: Any) -> Any:
+    return types.int64, lambda emit, values: emit.load_raw(values[0], CONTEXT_NOW_NS, I64, align=8)
 
-    return types.void(handler), codegen
+
+@primitive
+def _stop(_handler: Any) -> Any:
+    def write(emit: Emit, values: Sequence[Any]) -> None:
+        flags = emit.load_raw(values[0], CONTEXT_FLAGS, I32, align=4)
+        flags = emit.builder.or_(flags, I32(FLAG_STOP))
+        emit.store_raw(flags, values[0], CONTEXT_FLAGS, align=4)
+
+    return types.void, write
 
 
 def fail(number: int) -> Any:
     """Return the primitive that notes a failure; a `raise` after it leaves the function."""
 
-    @intrinsic
-    def primitive(typingctx: Any, handler: Any, site: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            Emit(context, builder, args[0], args[1]).note_failure(Session.current.failures[number])
-            return context.get_dummy_value()
+    @primitive
+    def made(_handler: Any, _site: Any) -> Any:
+        def write(emit: Emit, _values: Sequence[Any]) -> None:
+            emit.note_failure(Session.current.failures[number])
 
-        return types.void(handler, site), codegen
+        return types.void, write
 
-    return primitive
+    return made
 
 
 def text(value: bytes) -> Any:
@@ -642,14 +606,11 @@ def text(value: bytes) -> Any:
     width = max(1, len(value))
     number = int.from_bytes(value, "little")
 
-    @intrinsic
-    def primitive(typingctx: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return ir.IntType(8 * width)(number)
+    @primitive
+    def made() -> Any:
+        return CharsType(width), lambda _emit, _values: ir.IntType(8 * width)(number)
 
-        return CharsType(width)(), codegen
-
-    return primitive
+    return made
 
 
 RECORDS: Final[dict[str, Any]] = {

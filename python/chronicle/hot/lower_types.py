@@ -20,6 +20,7 @@ from chronicle.hot.state import U64_TOO_LARGE
 from chronicle.message import NUMBERS
 
 __all__ = [
+    "NAMES",
     "CellsType",
     "CharsType",
     "Emit",
@@ -66,11 +67,12 @@ INFO_FIELDS: Final[dict[str, tuple[str, int]]] = {
 NAN_BITS: Final = 0x7FF8_0000_0000_0000
 
 
-class Refusal(Exception):  # noqa: N818  (it is no error of ours, but a finding)
+class Refusal(Exception):
     """The types net caught something: what, and what to do instead. The line is found later."""
 
-    def __init__(self, construct: str, remedy: str) -> None:
+    def __init__(self, construct: str, remedy: str, loc: Any = None) -> None:
         super().__init__(f"{construct}; {remedy}")
+        self.loc = loc
         self.construct = construct
         self.remedy = remedy
 
@@ -97,6 +99,10 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+NAMES: Final[dict[str, str]] = {}
+"""What the types are called by people, by their names in Numba's errors."""
+
+
 class HandlerType(types.Type):  # type: ignore[misc]
     """``self``: a pointer to the context. One type for each layout of state."""
 
@@ -105,6 +111,7 @@ class HandlerType(types.Type):  # type: ignore[misc]
         self.fields = {f.name: f for f in spec.state}
         parts = [(*f[:6], layout_of(f.row) if f.row else None) for f in spec.state]
         super().__init__(name=f"chr.Handler{_digest(spec.name, parts)}")
+        NAMES[self.name] = describe(self)
 
 
 class RecordType(types.Type):  # type: ignore[misc]
@@ -115,6 +122,7 @@ class RecordType(types.Type):  # type: ignore[misc]
         self.writable = writable
         self.fields = {f[0]: f for f in layout.fields}
         super().__init__(name=f"chr.Record{_digest(layout, writable)}")
+        NAMES[self.name] = describe(self)
 
 
 class RecordValueType(types.Type):  # type: ignore[misc]
@@ -124,6 +132,7 @@ class RecordValueType(types.Type):  # type: ignore[misc]
         self.layout = layout
         self.fields = {f[0]: f for f in layout.fields}
         super().__init__(name=f"chr.Message{_digest(layout)}")
+        NAMES[self.name] = describe(self)
 
 
 class InfoType(types.Type):  # type: ignore[misc]
@@ -142,6 +151,7 @@ class CellsType(types.Type):  # type: ignore[misc]
         self.label = label
         self.writable = writable
         super().__init__(name=f"chr.Cells{_digest(number, count, label, writable)}")
+        NAMES[self.name] = describe(self)
 
 
 class TableType(types.Type):  # type: ignore[misc]
@@ -152,6 +162,7 @@ class TableType(types.Type):  # type: ignore[misc]
         self.count = count
         self.label = label
         super().__init__(name=f"chr.Table{_digest(layout, count, label)}")
+        NAMES[self.name] = describe(self)
 
 
 class CharsType(types.Type):  # type: ignore[misc]
@@ -163,6 +174,7 @@ class CharsType(types.Type):  # type: ignore[misc]
     def __init__(self, width: int) -> None:
         self.width = width
         super().__init__(name=f"chr.Chars{width}")
+        NAMES[self.name] = describe(self)
 
 
 @register_model(HandlerType)
@@ -275,10 +287,12 @@ class Emit:
         return self.builder.gep(pointer, [offset])
 
     def load_raw(self, pointer: Any, offset: Any, kind: Any, *, align: int = 1) -> Any:
+        """Load a value of an LLVM type."""
         place = self.builder.bitcast(self.at(pointer, offset), kind.as_pointer())
         return self.builder.load(place, align=align)
 
     def store_raw(self, value: Any, pointer: Any, offset: Any, *, align: int = 1) -> None:
+        """Store a value as it is."""
         place = self.builder.bitcast(self.at(pointer, offset), value.type.as_pointer())
         self.builder.store(value, place, align=align)
 
@@ -356,7 +370,8 @@ class Emit:
         value = self.as_i64(value, found)
         number = NUMBERS[name]
         low, high = number.minimum, number.maximum
-        assert low is not None and high is not None  # It is an integer.
+        assert low is not None  # It is an integer, and so has both.
+        assert high is not None
         high = min(high, I64_MAX)
         if name == "i64":
             return value

@@ -7,7 +7,10 @@ remedy that works in a handler.
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Final, NamedTuple
+
+from chronicle.errors import AuditRefused
 
 __all__ = [
     "ALLOWED_BUILTINS",
@@ -16,6 +19,7 @@ __all__ = [
     "REFUSED_MODULES",
     "REFUSED_SYNTAX",
     "Finding",
+    "refused",
 ]
 
 
@@ -42,6 +46,18 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.construct}; {self.remedy}"
+
+
+def refused(name: str, findings: Sequence[Finding]) -> AuditRefused:
+    """Return the error that says all of it."""
+    ordered = sorted(findings, key=lambda finding: (finding.file, finding.line))
+    count = len(ordered)
+    lines = "\n".join(f"  {finding}" for finding in ordered)
+    return AuditRefused(
+        f"handler {name!r} must not run on a hot thread, for {count} "
+        f"reason{'' if count == 1 else 's'}:\n{lines}",
+        findings=tuple(ordered),
+    )
 
 
 _FIXED: Final = "declare an array[f64, n] or table[Message, n] field in the class and index it"

@@ -104,6 +104,9 @@ def layout_of(cls: type[MessageBase]) -> Layout:
     return Layout(cls.__name__, cls.type_id, cls.size_bytes, fields)
 
 
+_Class = type[MessageBase]
+
+
 class StateField(NamedTuple):
     """One field of a handler's state.
 
@@ -131,7 +134,7 @@ class StateField(NamedTuple):
     offset: int
     count: int  # type: ignore[assignment]  # hides `tuple.count`
     size_bytes: int
-    row: type[MessageBase] | None = None
+    row: _Class | None = None
 
 
 class Entry(NamedTuple):

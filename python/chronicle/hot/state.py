@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from functools import cache
 from operator import index as as_index
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -42,13 +41,14 @@ def number_maximum(number: Number) -> int:
 
 def _store(number: Number, label: str) -> Callable[[Any], Any]:
     """Return a function that checks a value for a field and returns what to pack."""
-    low, high = number.minimum, number.maximum
+    low = number.minimum
+    limit = 0 if number.maximum is None else number_maximum(number)
 
     def integer(value: Any) -> int:
         if isinstance(value, float) or not hasattr(value, "__index__"):
             raise TypeError(f"{label} takes {number.name}: value={value!r}")
         found = as_index(value)
-        if not low <= found <= limit:
+        if low is None or not low <= found <= limit:
             span = f"{low}..{limit}"
             raise ValueError(f"{label} is out of range: value={found} range={span}")
         return found
@@ -68,16 +68,13 @@ def _store(number: Number, label: str) -> Callable[[Any], Any]:
             try:
                 struct.pack("<f", found)
             except OverflowError:
-                raise ValueError(
-                    f"{label} is out of range: value={found!r} type=f32"
-                ) from None
+                raise ValueError(f"{label} is out of range: value={found!r} type=f32") from None
         return found
 
     if number.name == "bool":
         return flag
-    if low is None or high is None:
+    if low is None:
         return real
-    limit = number_maximum(number)
     return integer
 
 
@@ -241,9 +238,25 @@ def _load_property(owner: str, name: str, offset: int) -> property:
     return property(load)
 
 
-@cache
 def reading_class(cls: type[MessageBase]) -> type[MessageBase]:
     """Return the class that a handler's methods are given for messages of class `cls`."""
+    return _derived(cls, "_chronicle_reading", _make_reading_class)
+
+
+def _derived(
+    cls: type[MessageBase], name: str, make: Callable[[type[MessageBase]], type[MessageBase]]
+) -> type[MessageBase]:
+    """Return a class that is made of `cls` once, and kept with it."""
+    made: type[MessageBase] | None = cls.__dict__.get(name)
+    if made is None:
+        made = make(cls)
+        made.__qualname__ = cls.__qualname__
+        made.__module__ = cls.__module__
+        setattr(cls, name, made)
+    return made
+
+
+def _make_reading_class(cls: type[MessageBase]) -> type[MessageBase]:
     space: dict[str, Any] = {"__slots__": ()}
     for field in cls.FIELDS:
         if field.type != "u64":
@@ -251,11 +264,8 @@ def reading_class(cls: type[MessageBase]) -> type[MessageBase]:
         if field.count is None:
             space[field.name] = _load_property(cls.__name__, field.name, field.offset)
         else:
-            space[field.name] = _load_array(cls.__name__, field.name, field.offset, field.count)
-    made: type[MessageBase] = type(cls.__name__, (cls,), space)
-    made.__qualname__ = cls.__qualname__
-    made.__module__ = cls.__module__
-    return made
+            space[field.name] = _load_array(field.offset, field.count)
+    return type(cls.__name__, (cls,), space)
 
 
 class _CheckedTuple(tuple[int, ...]):
@@ -271,7 +281,7 @@ class _CheckedTuple(tuple[int, ...]):
             yield _check_loaded("an array of u64", value)
 
 
-def _load_array(owner: str, name: str, offset: int, count: int) -> property:
+def _load_array(offset: int, count: int) -> property:
     unpack = struct.Struct(f"<{count}Q").unpack_from
 
     def load(self: MessageBase) -> _CheckedTuple:
@@ -319,16 +329,16 @@ def _place(
     return load, store
 
 
-@cache
 def row_class(cls: type[MessageBase]) -> type[MessageBase]:
     """Return the class of a table's rows: as `cls`, but its fields can be set."""
+    return _derived(cls, "_chronicle_row", _make_row_class)
+
+
+def _make_row_class(cls: type[MessageBase]) -> type[MessageBase]:
     space: dict[str, Any] = {"__slots__": ()}
     for field in cls.FIELDS:
         space[field.name] = _row_property(cls.__name__, field)
-    made: type[MessageBase] = type(cls.__name__, (cls,), space)
-    made.__qualname__ = cls.__qualname__
-    made.__module__ = cls.__module__
-    return made
+    return type(cls.__name__, (cls,), space)
 
 
 def _row_property(owner: str, field: Any) -> property:
@@ -356,7 +366,7 @@ def field_property(owner: str, field: StateField) -> property:
         def rows(self: Any) -> Rows:
             return Rows(self._chronicle_state[offset : offset + size], row, label)
 
-        def refuse(self: Any, value: Any) -> None:
+        def refuse(_self: Any, _value: Any) -> None:
             raise TypeError(f"{label} cannot be replaced; assign its rows one by one")
 
         return property(rows, refuse)
