@@ -24,6 +24,19 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_handlers() -> Iterator[None]:
+    """Compiled handlers are cached in a folder of this run, and not in the user's."""
+    with tempfile.TemporaryDirectory(prefix="chronicle-cache-") as name:
+        before = os.environ.get("CHRONICLE_CACHE_DIR")
+        os.environ["CHRONICLE_CACHE_DIR"] = name
+        yield
+        if before is None:
+            del os.environ["CHRONICLE_CACHE_DIR"]
+        else:
+            os.environ["CHRONICLE_CACHE_DIR"] = before
+
+
 @pytest.fixture
 def path(folder: Path) -> Path:
     """Where the test's queue will be. Nothing is there yet."""

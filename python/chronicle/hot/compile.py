@@ -14,20 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from chronicle.errors import CompileError
 from chronicle.hot import cache as disk
-from chronicle.hot.failures import Failure
+from chronicle.hot.failures import Failure, explain
 from chronicle.hot.frontend import Translation, translate
 from chronicle.hot.handler import Handler
 from chronicle.hot.link import cpu, link
-from chronicle.hot.program import FLAG_USES_CLOCK, Program
+from chronicle.hot.program import TABLE_USES_CLOCK, Program
 from chronicle.hot.rules import refused
-from chronicle.hot.spec import HandlerSpec, layout_of
+from chronicle.hot.spec import HandlerSpec, layout_of, state_dtype
 
 __all__ = ["Build", "build", "program_for"]
 
@@ -104,22 +104,21 @@ def program_for(
     made = build(spec, use_cache=use_cache)
     linked = link(made.image, undefined=made.undefined, entries=made.entries, symbols=symbols)
     return Program(
-        name=spec.name,
-        key=made.key,
-        flags=FLAG_USES_CLOCK if made.found.uses_clock[0] else 0,
-        **linked.addresses,
-        on_batch_begin=0,
-        on_batch_end=0,
+        spec.name,
+        flags=TABLE_USES_CLOCK if made.found.uses_clock[0] else 0,
+        on_message=linked.addresses["on_message"],
+        on_idle=linked.addresses["on_idle"],
+        on_start=linked.addresses["on_start"],
+        on_stop=linked.addresses["on_stop"],
         state=handler.state_bytes(),
-        state_bytes=spec.state_bytes,
         outputs=spec.outputs,
         counters=spec.counters,
         log_sites=tuple(made.found.log_sites),
         audited=True,
-        failures=made.failures,
-        sites=made.sites,
-        handler=spec.cls,
+        explain=partial(explain, failures=made.failures, sites=made.sites),
+        state_dtype=state_dtype(spec),
         keep_alive=linked,
+        key=made.key,
     )
 
 

@@ -211,6 +211,7 @@ class Handler:
         does not fit. By a class statement, if the class says something that cannot be.
     """
 
+    __chronicle_handler__: ClassVar[bool] = True
     SPEC: ClassVar[HandlerSpec]
     """What the class says."""
     log: HandlerLog

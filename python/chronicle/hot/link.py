@@ -111,8 +111,7 @@ def core_symbols() -> dict[str, int]:
     """Return the addresses of the core's functions."""
     from chronicle import _core
 
-    core: Any = _core
-    found: dict[str, int] = dict(core.hot_symbols())
+    found: dict[str, int] = dict(_core.hot_symbols())
     return found
 
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from chronicle.hot import functions
 from chronicle.hot.handler import Handler
-from chronicle.hot.logs import ARGUMENTS_MAX, LEVELS, LogSite, placeholders_count
+from chronicle.hot.logs import ARGUMENTS_MAX, LEVELS, placeholders_count
+from chronicle.hot.program import LogSite
 from chronicle.hot.rewrite_names import (
     HANDLER,
     MISSING,

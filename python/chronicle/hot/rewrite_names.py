@@ -13,7 +13,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from chronicle.hot.info import I64_MAX, I64_MIN
-from chronicle.hot.logs import LogSite
+from chronicle.hot.program import LogSite
 from chronicle.hot.rules import REFUSED_BUILTINS, Finding
 from chronicle.hot.source import where
 from chronicle.hot.spec import HandlerSpec

@@ -1,0 +1,289 @@
+"""What the tests of compiled handlers share: a loop of their own, and the comparison of both ways.
+
+`Harness` calls a compiled handler as the core does, through the C ABI, with a context made here and
+doubles of the core's two functions. So a test sees each byte that a handler stores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import traceback
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from chronicle.hot import Handler, Info
+from chronicle.hot.compile import program_for
+from chronicle.message import MessageBase
+
+KINDS = {"data": 0, "command": 1, "event": 2}
+NAN_BITS = 0x7FF8_0000_0000_0000
+
+_Append = ctypes.CFUNCTYPE(
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_uint32,
+    ctypes.c_uint32,
+    ctypes.c_void_p,
+    ctypes.c_uint32,
+)
+_Log = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_uint32,
+    ctypes.c_uint32,
+    ctypes.c_uint64,
+    ctypes.POINTER(ctypes.c_uint64),
+)
+_OnMessage = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+_OnHook = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
+
+
+class ContextBytes(ctypes.Structure):
+    """The context of the ABI, as docs/internals/hot-thread.md has it."""
+
+    _fields_ = [
+        ("abi_version", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("state", ctypes.c_void_p),
+        ("now_ns", ctypes.c_uint64),
+        ("counters", ctypes.c_void_p),
+        ("fail_info", ctypes.c_uint64),
+        ("fail_code", ctypes.c_int64),
+        ("own", ctypes.c_uint64),
+    ]
+
+
+class MessageBytes(ctypes.Structure):
+    """A message of the ABI."""
+
+    _fields_ = [
+        ("payload", ctypes.c_void_p),
+        ("len_bytes", ctypes.c_uint32),
+        ("type_id", ctypes.c_uint16),
+        ("kind", ctypes.c_uint16),
+        ("source", ctypes.c_uint32),
+        ("spare", ctypes.c_uint32),
+        ("sequence", ctypes.c_uint64),
+        ("timestamp_ns", ctypes.c_uint64),
+    ]
+
+
+class Step(NamedTuple):
+    """One input of a handler: a message, or the name of a hook."""
+
+    message: MessageBase | None
+    info: Info = Info()
+    kind: str = "data"
+    hook: str = ""
+    now_ns: int = 0
+
+
+class Published(NamedTuple):
+    """One message that a handler published."""
+
+    output: str
+    type_id: int
+    data: bytes
+
+
+class Harness:
+    """Runs the compiled form of a handler."""
+
+    def __init__(self, handler: Handler, *, use_cache: bool = True) -> None:
+        self.published: list[Published] = []
+        self.logged: list[tuple[int, str, tuple[Any, ...]]] = []
+        self.append_result: int | None = None
+        self._doubles = (_Append(self._append), _Log(self._log))
+        addresses = [ctypes.cast(d, ctypes.c_void_p).value or 0 for d in self._doubles]
+        names = ("chr_hot_append", "chr_hot_log")
+        self.program = program_for(
+            handler, symbols=dict(zip(names, addresses, strict=True)), use_cache=use_cache
+        )
+        self._state = ctypes.create_string_buffer(self.program.state, len(self.program.state))
+        self._counters = (ctypes.c_uint64 * max(1, len(self.program.counters)))()
+        self.context = ContextBytes(
+            abi_version=1,
+            state=ctypes.addressof(self._state),
+            counters=ctypes.addressof(self._counters),
+        )
+
+    def _append(self, _context: int, output: int, type_id: int, payload: int, size: int) -> int:
+        data = ctypes.string_at(payload, size)
+        if self.append_result is not None:
+            return self.append_result
+        name = self.program.outputs[output]
+        self.published.append(Published(name, type_id, data))
+        return sum(1 for each in self.published if each.output == name)
+
+    def _log(self, _context: int, site: int, count: int, tags: int, words: Any) -> None:
+        where = self.program.log_sites[site]
+        arguments = tuple(decoded(tags >> 4 * n & 15, words[n]) for n in range(count))
+        self.logged.append((where.level, where.format, arguments))
+
+    @property
+    def state(self) -> bytes:
+        return self._state.raw
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return dict(zip(self.program.counters, self._counters, strict=False))
+
+    def send(
+        self,
+        message: MessageBase | bytes,
+        info: Info | None = None,
+        *,
+        kind: str = "data",
+        type_id: int | None = None,
+        len_bytes: int | None = None,
+    ) -> int:
+        """Call ``on_message``; return its status."""
+        data = message if isinstance(message, bytes) else message.pack()
+        info = info or Info()
+        # One byte off, so that nothing relies on alignment.
+        place = ctypes.create_string_buffer(b"\0" + data, len(data) + 1)
+        made = MessageBytes(
+            payload=ctypes.addressof(place) + 1,
+            len_bytes=len(data) if len_bytes is None else len_bytes,
+            type_id=message.type_id if type_id is None else type_id,  # type: ignore[union-attr]
+            kind=KINDS[kind],
+            source=info.source,
+            sequence=info.seq,
+            timestamp_ns=info.timestamp_ns,
+        )
+        function = _OnMessage(self.program.on_message)
+        return int(function(ctypes.addressof(self.context), ctypes.addressof(made)))
+
+    def hook(self, name: str) -> int:
+        """Call ``on_<name>``; return its status."""
+        address = getattr(self.program, f"on_{name}")
+        assert address, name
+        return int(_OnHook(address)(ctypes.addressof(self.context)))
+
+    def step(self, step: Step) -> int:
+        self.context.now_ns = step.now_ns
+        if step.message is None:
+            return self.hook(step.hook)
+        return self.send(step.message, step.info, kind=step.kind)
+
+    def explain(self) -> str:
+        assert self.program.explain is not None
+        return self.program.explain(self.context.fail_info, self.context.fail_code)
+
+
+def decoded(tag: int, word: int) -> Any:
+    """Return an argument of a log record, read by hand."""
+    data = struct.pack("<Q", word)
+    match tag:
+        case 1:
+            return struct.unpack("<q", data)[0]
+        case 3:
+            return struct.unpack("<d", data)[0]
+        case 4:
+            return data.rstrip(b"\0")
+        case 5:
+            assert word in (0, 1)
+            return bool(word)
+    raise AssertionError(f"tag {tag}")
+
+
+def comparable(value: Any) -> Any:
+    """Return a log argument so that equal ones are the same: with its type, and one NaN."""
+    if isinstance(value, float):
+        bits = NAN_BITS if value != value else struct.unpack("<Q", struct.pack("<d", value))[0]
+        return ("f64", bits)
+    return (type(value).__name__, value)
+
+
+def comparable_logs(records: Iterable[tuple[int, str, tuple[Any, ...]]]) -> list[Any]:
+    return [(level, text, [comparable(a) for a in given]) for level, text, given in records]
+
+
+class Outcome(NamedTuple):
+    """What a handler did, in a form that can be compared."""
+
+    state: bytes
+    counters: dict[str, int]
+    published: dict[str, list[tuple[int, bytes]]]
+    logged: list[Any]
+    statuses: list[int]
+    failure: tuple[str, int] | None
+    stop: bool
+
+
+def run_compiled(handler: Handler, steps: Iterable[Step]) -> Outcome:
+    """Run the compiled form of a handler over inputs, until it fails."""
+    harness = Harness(handler)
+    statuses: list[int] = []
+    failure = None
+    for step in steps:
+        statuses.append(harness.step(step))
+        if statuses[-1] == 2:
+            text = harness.explain()
+            name, _, rest = text.partition(": ")
+            failure = (name, int(rest.rpartition(":")[2].rstrip(")")))
+            break
+    published: dict[str, list[tuple[int, bytes]]] = {n: [] for n in harness.program.outputs}
+    for each in harness.published:
+        published[each.output].append((each.type_id, each.data))
+    return Outcome(
+        harness.state,
+        harness.counters,
+        published,
+        comparable_logs(harness.logged),
+        statuses,
+        failure,
+        bool(harness.context.flags & 1),
+    )
+
+
+def run_plain(handler: Handler, steps: Iterable[Step]) -> Outcome:
+    """Run a handler as an ordinary object over inputs, until it raises."""
+    spec = type(handler).SPEC
+    statuses: list[int] = []
+    failure = None
+    for step in steps:
+        handler.set_clock(step.now_ns)
+        try:
+            if step.message is None:
+                getattr(handler, spec.hooks[step.hook])()
+                statuses.append(0)
+            else:
+                taken = handler.receive(step.message, step.info, kind=step.kind)
+                statuses.append(0 if taken else 1)
+        except Exception as error:
+            statuses.append(2)
+            failure = (type(error).__name__, _line_in_handler(error))
+            break
+    return Outcome(
+        handler.state_bytes(),
+        {name: getattr(handler, name).value for name in spec.counters},
+        {
+            name: [(m.type_id, m.pack()) for m in getattr(handler, name).published]
+            for name in spec.outputs
+        },
+        comparable_logs(handler.log.records),
+        statuses,
+        failure,
+        handler.stop_asked,
+    )
+
+
+def _line_in_handler(error: Exception) -> int:
+    """Return the line at which the handler's own code was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/chronicle/" not in f.filename and "hot_support" not in f.filename]
+    line = own[-1].lineno if own else None
+    assert line is not None
+    return line
+
+
+def assert_same(make: Any, steps: Iterable[Step]) -> Outcome:
+    """Run both forms of a handler over the same inputs, and compare all that they did."""
+    steps = list(steps)
+    compiled = run_compiled(make(), steps)
+    plain = run_plain(make(), steps)
+    for name in Outcome._fields:
+        assert getattr(compiled, name) == getattr(plain, name), name
+    return compiled
