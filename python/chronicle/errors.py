@@ -35,6 +35,7 @@ __all__ = [
     "GuardViolation",
     "HandlerFailed",
     "HotThreadFailed",
+    "MirrorDiverged",
     "Moved",
     "NotAQueue",
     "QueueFull",
@@ -223,6 +224,12 @@ class HotThreadFailed(ChronicleError):
 
 class GuardViolation(HotThreadFailed):
     """A hot thread under ``guard="enforce"`` made a system call, which was refused."""
+
+class MirrorDiverged(ChronicleError):
+    """A mirror and its queue have different histories; to go on would destroy one of them.
+
+    Restore the queue from the mirror, or have the queue mirrored into another directory.
+    """
 
 
 class Moved(ChronicleError):

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from chronicle.cli import bench, doctor, import_capture, inspect, reader, retain, tail
+from chronicle.cli import bench, doctor, import_capture, inspect, reader, restore, retain, tail
 from chronicle.cli.arguments import Parser
 from chronicle.errors import ChronicleError
 
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
-    for module in (import_capture, inspect, tail, doctor, bench, reader, retain):
+    for module in (import_capture, inspect, tail, doctor, bench, reader, retain, restore):
         module.add(commands)
     return parser
 

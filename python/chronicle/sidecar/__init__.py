@@ -5,7 +5,21 @@
 
 from __future__ import annotations
 
+from chronicle.sidecar.mirror import Mirror, MirrorStatus
+from chronicle.sidecar.restore import RestoreReport, restore
 from chronicle.sidecar.runtime import ShutdownReport, Sidecar
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State
 
-__all__ = ["Backoff", "Health", "Service", "ShutdownReport", "Sidecar", "Stage", "State"]
+__all__ = [
+    "Backoff",
+    "Health",
+    "Mirror",
+    "MirrorStatus",
+    "RestoreReport",
+    "Service",
+    "ShutdownReport",
+    "Sidecar",
+    "Stage",
+    "State",
+    "restore",
+]

@@ -27,7 +27,9 @@ from chronicle.sidecar import affinity
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
 if TYPE_CHECKING:
+    from chronicle.queue import StrPath
     from chronicle.sidecar.discovery import Discovery, OnChange
+    from chronicle.sidecar.mirror import Mirror
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -107,6 +109,8 @@ class Sidecar:
         self._report: ShutdownReport | None = None
         self._stopping = False
         self._pid = os.getpid()
+        #: For metrics.
+        self.mirrors: list[Mirror] = []
         self._closers: list[Callable[[], object]] = []
         self._hot_cores: set[int] = set()
         self._allowed_cores = os.sched_getaffinity(0)
@@ -467,6 +471,47 @@ class Sidecar:
         discovery = Discovery(wanted, on_change, interval_s=interval_s, watch=watch)
         self.add_service(discovery.service(name or f"discovery {wanted.text}"))
         return discovery
+
+    def mirror(
+        self,
+        queue: StrPath,
+        directory: StrPath,
+        *,
+        register_as: str | None = None,
+        interval_s: float = 0.05,
+        behind_s_max: float = 10.0,
+        keep_bytes: int | None = None,
+        keep_age_s: float | None = None,
+        name: str | None = None,
+    ) -> Mirror:
+        """Mirror a queue, normally one on a tmpfs, into a directory on a disk.
+
+        `chronicle.sidecar.restore` brings it back after a reboot. At the shutdown the mirror
+        catches up after the hot threads have stopped.
+
+        Parameters
+        ----------
+        register_as
+            Be a registered reader of that name, so that retention waits for the mirror. Without
+            it nothing is ever written into the source.
+        interval_s
+            Pause between two turns, in seconds: with the time of a turn, the bound of what a power
+            loss may take.
+        behind_s_max
+            Unhealthy if it is further behind.
+        keep_bytes, keep_age_s
+            As for `Mirror`.
+        """
+        from chronicle.sidecar.mirror import Mirror
+        from chronicle.sidecar.mirroring import MirrorService
+
+        mirror = Mirror(
+            queue, directory, name=register_as, keep_bytes=keep_bytes, keep_age_s=keep_age_s
+        )
+        keeper = MirrorService(mirror, interval_s=interval_s, behind_s_max=behind_s_max)
+        self.mirrors.append(mirror)
+        self.add_service(keeper.service(name or f"mirror {mirror.source}"))
+        return mirror
 
     # --- Services ---
 

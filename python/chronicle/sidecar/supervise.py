@@ -120,6 +120,8 @@ class Service:
         Start it again when it returns, as for a connection that the peer has closed.
     expected
         Errors that are logged as one line, without a traceback.
+    examine
+        Asked at each `health`, from any thread: why it counts as unhealthy although it runs.
     """
 
     name: str
@@ -129,14 +131,13 @@ class Service:
     backoff: Backoff = field(default_factory=Backoff)
     restart_on_return: bool = False
     expected: tuple[type[BaseException], ...] = ()
+    examine: Callable[[], str | None] = lambda: None
 
     state: State = State.WAITING
     restarts: int = 0
     errors: int = 0
     last_error: str | None = None
     detail: str = ""
-    complaint: str | None = None
-    """Why it counts as unhealthy although it runs."""
     beat_at_s: float | None = None
     task: asyncio.Task[None] | None = None
     finished: bool = False
@@ -150,14 +151,15 @@ class Service:
     def health(self) -> Health:
         """Return what is known about it. Any thread."""
         beat = self.beat_at_s
+        complaint = self.examine()
         good = self.state in (State.RUNNING, State.FINISHED, State.STOPPED, State.WAITING)
         return Health(
             state=self.state,
             restarts=self.restarts,
             last_error=self.last_error,
             beat_age_s=None if beat is None else max(0.0, time.monotonic() - beat),
-            detail=self.complaint or self.detail,
-            healthy=good and self.complaint is None,
+            detail=complaint or self.detail,
+            healthy=good and complaint is None,
         )
 
 
