@@ -225,6 +225,7 @@ class HotThreadFailed(ChronicleError):
 class GuardViolation(HotThreadFailed):
     """A hot thread under ``guard="enforce"`` made a system call, which was refused."""
 
+
 class MirrorDiverged(ChronicleError):
     """A mirror and its queue have different histories; to go on would destroy one of them.
 
