@@ -169,6 +169,17 @@ FIGURES = (
         "append_elsewhere_p999_ns",
     ),
     Figure(
+        "guard_idle",
+        "a turn of a guarded thread that makes no system call, against one without a guard",
+        "max",
+        1.01,
+        "≤ 1.01 ×",
+        "guard_enforce_over_off_turn_ratio",
+        "guard_enforce_turn_median_ns",
+        "ns",
+        "guard_off_turn_median_ns",
+    ),
+    Figure(
         "import",
         "`import chronicle`, over the bare interpreter",
         "max",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benches.common import ROOT, Run
 
-SUBJECTS = ("append", "latency", "throughput", "fan", "open", "seek", "roll")
+SUBJECTS = ("append", "latency", "throughput", "fan", "open", "seek", "roll", "guard")
 TIMEOUT_S = 900
 
 

@@ -13,6 +13,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+macro_rules! child {
+    ($name:ident, $run:expr) => {
+        #[test]
+        #[ignore = "run by a test of its own, in a process of its own"]
+        fn $name() {
+            if is_child() {
+                $run
+            }
+        }
+    };
+}
+
 const BOTH: [GuardMode; 2] = [GuardMode::Observe, GuardMode::Enforce];
 
 struct Outcome<T> {
@@ -384,6 +396,55 @@ fn calls_of_a_signal_handler_that_interrupts_a_call_are_reported_too() {
     assert_eq!(numbers(&outcome.reports), expected);
 }
 
+#[test]
+fn signals_that_come_while_a_call_is_being_reported_lose_and_mix_up_nothing() {
+    const SIGNALS: i64 = 300;
+    static TARGET: AtomicI64 = AtomicI64::new(0);
+    static IN_HANDLER: AtomicI64 = AtomicI64::new(0);
+    extern "C" fn call_with_a_count(_: i32) {
+        let count = IN_HANDLER.load(SeqCst);
+        let args = [1 << 30 | count as usize, 0, 0, 0, 0, 0];
+        assert_eq!(call(libc::SYS_close, args), Err(libc::EBADF));
+        IN_HANDLER.store(count + 1, SeqCst);
+    }
+    handle(libc::SIGWINCH, call_with_a_count, 0);
+    let sender = std::thread::spawn(|| {
+        let pid = std::process::id() as usize;
+        while TARGET.load(SeqCst) == 0 {
+            std::hint::spin_loop();
+        }
+        let target = TARGET.load(SeqCst) as usize;
+        let mut sent = 0;
+        while IN_HANDLER.load(SeqCst) < SIGNALS {
+            // The next one once the last was taken: they would merge.
+            if IN_HANDLER.load(SeqCst) == sent {
+                call(libc::SYS_tgkill, [pid, target, libc::SIGWINCH as usize, 0, 0, 0]).unwrap();
+                sent += 1;
+            }
+            std::thread::yield_now();
+        }
+    });
+    let outcome = guarded(GuardMode::Observe, 1 << 16, |_| {
+        TARGET.store(thread_id() as i64, SeqCst);
+        let mut made = 0_u64;
+        while IN_HANDLER.load(SeqCst) < SIGNALS {
+            assert_eq!(call(libc::SYS_close, [1 << 29, 0, 0, 0, 0, 0]), Err(libc::EBADF));
+            made += 1;
+        }
+        made
+    });
+    sender.join().unwrap();
+    let counts = outcome.guard.counts();
+    assert_eq!(counts.seen, 1 + outcome.value + SIGNALS as u64);
+    assert_eq!(counts.seen, counts.dropped + outcome.reports.len() as u64);
+    let closes = outcome.reports.iter().filter(|report| report.args[0] & 1 << 30 != 0);
+    let order: Vec<u64> = closes.map(|report| report.args[0] & !(1 << 30)).collect();
+    assert!(order.is_sorted_by(|a, b| a < b), "each is reported once, in the order of the calls");
+    if counts.dropped == 0 {
+        assert_eq!(order.len(), SIGNALS as usize);
+    }
+}
+
 fn thread_id() -> usize {
     call(libc::SYS_gettid, [0; 6]).unwrap() as usize
 }
@@ -416,6 +477,44 @@ fn a_blocking_call_is_interrupted_by_a_signal_as_without_a_guard() {
     interrupter.join().unwrap();
     assert_eq!(libc::SIGUSR1, 10);
     assert_eq!(outcome.value, Err(libc::EINTR));
+}
+
+/// getpid in the 32-bit table, by the 32-bit way into the kernel.
+#[cfg(target_arch = "x86_64")]
+fn call_32_bit() -> i64 {
+    let result: i64;
+    // SAFETY: the call takes nothing and changes the registers that are named.
+    unsafe {
+        std::arch::asm!("int 0x80", inout("rax") 20_i64 => result,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+    }
+    result
+}
+
+#[cfg(target_arch = "x86_64")]
+child!(child_32_bit, {
+    // Ends by a signal here where the kernel has no such way.
+    assert_eq!(call_32_bit(), i64::from(std::process::id()));
+    for mode in BOTH {
+        let outcome = guarded(mode, 8, |guard| (call_32_bit(), guard.must_stop()));
+        let refused = -i64::from(libc::EPERM);
+        assert_eq!(outcome.value, (refused, mode == GuardMode::Enforce));
+        let [report] = outcome.reports[..] else { panic!("{:?}", outcome.reports) };
+        assert_eq!((report.number, report.arch), (20, 0x4000_0003));
+        assert_eq!(report.action, GuardAction::Refused);
+    }
+    exit(42)
+});
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_32_bit_call_is_refused_in_both_modes_since_its_number_means_another_call() {
+    let (status, text) = run_child("child_32_bit");
+    if status.signal() == Some(libc::SIGSEGV) {
+        eprintln!("skipped: this kernel makes no 32-bit calls (CONFIG_IA32_EMULATION)");
+        return;
+    }
+    assert_eq!(status.code(), Some(42), "{text}");
 }
 
 // --- Threads: whose calls are concerned, and how they end ---
@@ -546,18 +645,6 @@ fn run_child(name: &str) -> (ExitStatus, String) {
     (output.status, text)
 }
 
-macro_rules! child {
-    ($name:ident, $run:expr) => {
-        #[test]
-        #[ignore = "run by a test of its own, in a process of its own"]
-        fn $name() {
-            if is_child() {
-                $run
-            }
-        }
-    };
-}
-
 fn exit(code: i32) -> ! {
     // SAFETY: ends the process; nothing is flushed.
     unsafe { libc::_exit(code) }
@@ -565,8 +652,12 @@ fn exit(code: i32) -> ! {
 
 /// Puts a filter on this thread that is not ours: it traps getppid, or (`all`) everything.
 fn foreign_filter(all: bool) {
+    foreign_filter_with(all, 5);
+}
+
+fn foreign_filter_with(all: bool, data: u32) {
     let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let trap = op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_TRAP | 5);
+    let trap = op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_TRAP | data);
     let some = [
         op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_getppid as u32),
@@ -620,6 +711,16 @@ child!(child_previous_handler, {
     })
     .join()
     .unwrap();
+    // Even if it marks its traps as we mark ours, for whatever place.
+    for data in (0..256).map(|place| 0xC700 + place) {
+        std::thread::spawn(move || {
+            foreign_filter_with(false, data);
+            assert_eq!(call(libc::SYS_getppid, [0; 6]), Ok(4711));
+            assert_eq!(FOREIGN.load(SeqCst), i64::from(data) << 32 | 1);
+        })
+        .join()
+        .unwrap();
+    }
     // A signal that somebody sent.
     FOREIGN.store(-1, SeqCst);
     // SAFETY: sends a signal to this thread.

@@ -11,6 +11,7 @@
 
 mod append;
 mod fan;
+mod guard;
 mod latency;
 mod places;
 mod roll;
@@ -58,8 +59,9 @@ fn main() {
         Some("open") => places::measure_open(&run),
         Some("seek") => places::measure_seek(&run),
         Some("roll") => roll::measure(&run),
+        Some("guard") => guard::measure(&run),
         other => {
-            eprintln!("{other:?}: append, latency, throughput, fan, open, seek or roll");
+            eprintln!("{other:?}: append, latency, throughput, fan, open, seek, roll or guard");
             std::process::exit(2);
         }
     };

@@ -9,10 +9,10 @@
 //! supervisor, and either makes the call itself, from the instruction that the filter lets pass, or
 //! refuses it with EPERM. Nobody else takes part, so there is nobody to wait for.
 //!
-//! The filter's traps carry the number of the thread's place in the table (`si_errno`), and the
-//! place holds the thread's pointer (the TLS base), which no two living threads share. A trap of
-//! another filter, on a thread that is not ours, fits neither: it goes to the handler that was
-//! there before.
+//! The filter's traps carry a mark and the number of the thread's place in the table (`si_errno`),
+//! and the place holds the thread's id. A trap of another filter, on a thread that is not ours,
+//! fits neither: it goes to the handler that was there before. The id is asked for only if the mark
+//! is ours, since the other filter may trap that call as well.
 //!
 //! Dropping [`Armed`] ends the supervision, not the filter, which the kernel never takes off: what
 //! the thread still calls until it ends (destructors, the C library's own clean-up) is passed on
@@ -48,11 +48,11 @@
 //!   gone. Who has the pointer sees what it points at. It is the hand-over of P5 in
 //!   `docs/internals/ordering.md`.
 //!
-//! `thread_id` and `thread_pointer` publish nothing: of those who want a place, one wins the exchange,
-//! and the handler compares a pointer that its own thread stored.
+//! `thread_id` publishes nothing: of those who want a place, one wins the exchange, and the handler
+//! looks for the id that its own thread stored.
 
 use super::seccomp::{NATIVE_ARCH, allowed_syscall, allowed_syscall_on, install};
-use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicPtr, AtomicU32, Ordering};
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
@@ -105,38 +105,16 @@ const MARK: u16 = 0xC700;
 struct Place {
     /// Who has it; 0 nobody yet.
     thread_id: AtomicU32,
-    thread_pointer: AtomicU64,
     supervisor: AtomicPtr<Arc<dyn Supervisor>>,
 }
 
 static PLACES: [Place; THREADS_MAX] = [const {
-    Place {
-        thread_id: AtomicU32::new(0),
-        thread_pointer: AtomicU64::new(0),
-        supervisor: AtomicPtr::new(std::ptr::null_mut()),
-    }
+    Place { thread_id: AtomicU32::new(0), supervisor: AtomicPtr::new(std::ptr::null_mut()) }
 }; THREADS_MAX];
 
 thread_local! {
     /// The place whose filter this thread has. Not for the handler.
     static OWN_PLACE: Cell<Option<usize>> = const { Cell::new(None) };
-}
-
-/// Differs between any two threads that live at the same time.
-#[inline(always)]
-fn thread_pointer() -> u64 {
-    let pointer: u64;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the ABI keeps the TLS base's own address at its offset 0.
-    unsafe {
-        std::arch::asm!("mov {}, fs:[0]", out(reg) pointer, options(nostack, readonly));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: reads a register.
-    unsafe {
-        std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem));
-    }
-    pointer
 }
 
 /// Takes a place that nobody has, or whose thread is gone.
@@ -159,8 +137,6 @@ fn claim() -> io::Result<usize> {
             // SAFETY: `arm` put it there, and its thread ended without taking it back.
             drop(unsafe { Box::from_raw(left) });
         }
-        // Relaxed: see the module's header.
-        place.thread_pointer.store(thread_pointer(), Ordering::Relaxed);
         return Ok(index);
     }
     let text =
@@ -381,9 +357,11 @@ fn place_of(info: &SigsysInfo) -> Option<&'static Place> {
         return None;
     }
     let place = &PLACES[(info.errno & 0xFF) as usize];
+    // SAFETY: no arguments.
+    let own = unsafe { allowed_syscall(libc::SYS_gettid as usize, [0; 6]) } as u32;
     // Relaxed: this thread stored it before it installed the filter; in any other case it differs
-    // from the pointer of this thread, whatever is loaded.
-    (place.thread_pointer.load(Ordering::Relaxed) == thread_pointer()).then_some(place)
+    // from the id of this thread, whatever is loaded.
+    (place.thread_id.load(Ordering::Relaxed) == own).then_some(place)
 }
 
 fn on_trap(place: &Place, info: &SigsysInfo, saved: &mut Saved) {
