@@ -7,6 +7,7 @@
 use chronicle_core::hot::guard::{Guard, GuardAction, GuardCounts, GuardMode, Report};
 use chronicle_core::os::process::block_signals;
 use chronicle_core::os::seccomp::allowed_syscall;
+use chronicle_core::os::sigsys::{self, Call, Decision, Supervisor};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -445,6 +446,42 @@ fn signals_that_come_while_a_call_is_being_reported_lose_and_mix_up_nothing() {
     }
 }
 
+#[test]
+fn a_supervisor_is_not_interrupted_by_a_signal_while_it_is_told_of_a_call() {
+    static DEPTH: AtomicI64 = AtomicI64::new(0);
+    static DEEPEST: AtomicI64 = AtomicI64::new(0);
+    static HANDLED: AtomicI64 = AtomicI64::new(0);
+    struct Raising;
+    impl Supervisor for Raising {
+        fn trapped(&self, _: &Call) -> Decision {
+            DEEPEST.fetch_max(DEPTH.fetch_add(1, SeqCst) + 1, SeqCst);
+            let raise = |number: i64, args| {
+                // SAFETY: numbers only.
+                unsafe { allowed_syscall(number as usize, args) as usize }
+            };
+            let pid = raise(libc::SYS_getpid, [0; 6]);
+            let thread = raise(libc::SYS_gettid, [0; 6]);
+            if DEPTH.load(SeqCst) == 1 && HANDLED.load(SeqCst) == 0 {
+                raise(libc::SYS_tgkill, [pid, thread, libc::SIGIO as usize, 0, 0, 0]);
+            }
+            DEPTH.fetch_sub(1, SeqCst);
+            Decision::Pass
+        }
+    }
+    extern "C" fn call_in_handler(_: i32) {
+        HANDLED.fetch_add(1, SeqCst);
+        call(libc::SYS_getppid, [0; 6]).unwrap();
+    }
+    handle(libc::SIGIO, call_in_handler, 0);
+    std::thread::spawn(|| {
+        let _armed = sigsys::arm(Arc::new(Raising)).unwrap();
+        call(libc::SYS_getppid, [0; 6]).unwrap();
+        assert_eq!((HANDLED.load(SeqCst), DEEPEST.load(SeqCst)), (1, 1));
+    })
+    .join()
+    .unwrap();
+}
+
 fn thread_id() -> usize {
     call(libc::SYS_gettid, [0; 6]).unwrap() as usize
 }
@@ -479,13 +516,13 @@ fn a_blocking_call_is_interrupted_by_a_signal_as_without_a_guard() {
     assert_eq!(outcome.value, Err(libc::EINTR));
 }
 
-/// getpid in the 32-bit table, by the 32-bit way into the kernel.
+/// By the 32-bit way into the kernel, with a number of the 32-bit table (20 is getpid).
 #[cfg(target_arch = "x86_64")]
-fn call_32_bit() -> i64 {
+fn call_32_bit(number: i64) -> i64 {
     let result: i64;
     // SAFETY: the call takes nothing and changes the registers that are named.
     unsafe {
-        std::arch::asm!("int 0x80", inout("rax") 20_i64 => result,
+        std::arch::asm!("int 0x80", inout("rax") number => result,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _);
     }
     result
@@ -494,10 +531,12 @@ fn call_32_bit() -> i64 {
 #[cfg(target_arch = "x86_64")]
 child!(child_32_bit, {
     // Ends by a signal here where the kernel has no such way.
-    assert_eq!(call_32_bit(), i64::from(std::process::id()));
+    assert_eq!(call_32_bit(20), i64::from(std::process::id()));
     for mode in BOTH {
-        let outcome = guarded(mode, 8, |guard| (call_32_bit(), guard.must_stop()));
+        let outcome = guarded(mode, 8, |guard| (call_32_bit(20), guard.must_stop()));
         let refused = -i64::from(libc::EPERM);
+        // umask, whose number is that of a call which may come from anywhere.
+        assert_eq!(guarded(mode, 8, |_| call_32_bit(libc::SYS_exit)).value, refused);
         assert_eq!(outcome.value, (refused, mode == GuardMode::Enforce));
         let [report] = outcome.reports[..] else { panic!("{:?}", outcome.reports) };
         assert_eq!((report.number, report.arch), (20, 0x4000_0003));

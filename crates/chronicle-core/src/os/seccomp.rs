@@ -247,11 +247,38 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_jump_of_the_program_lands_inside_it() {
-        for (at, op) in program(7).iter().enumerate() {
-            assert!(at + 1 + usize::from(op.jt.max(op.jf)) < PROGRAM_LEN + 1);
+    /// What the kernel's interpreter makes of the program, for one call.
+    fn verdict(number: i64, arch: u32, pointer: u64) -> u32 {
+        let data = [number as u32, arch, pointer as u32, (pointer >> 32) as u32];
+        let program = program(7);
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let op = program[at];
+            at += 1;
+            match u32::from(op.code) & 7 {
+                libc::BPF_LD => loaded = data[op.k as usize / 4],
+                libc::BPF_JMP => at += usize::from(if loaded == op.k { op.jt } else { op.jf }),
+                _ => return op.k,
+            }
         }
-        assert_eq!(program(7)[PROGRAM_LEN - 1].k, libc::SECCOMP_RET_TRAP | 7);
+    }
+
+    #[test]
+    fn the_program_allows_our_instruction_and_three_calls_and_traps_all_else() {
+        const TRAP: u32 = libc::SECCOMP_RET_TRAP | 7;
+        const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+        let ours = chronicle_allowed_syscall_end as *const () as usize as u64;
+        let others =
+            [ours + 1, ours - 1, ours ^ 1 << 31, ours ^ 1 << 32, ours ^ 1 << 46, 0, u64::MAX];
+        let anywhere = [libc::SYS_rt_sigreturn, libc::SYS_exit, libc::SYS_exit_group];
+        for number in 0..500 {
+            assert_eq!(verdict(number, NATIVE_ARCH, ours), ALLOW);
+            for other in others {
+                let expected = if anywhere.contains(&number) { ALLOW } else { TRAP };
+                assert_eq!(verdict(number, NATIVE_ARCH, other), expected, "{number} {other:#x}");
+            }
+            // Of another instruction set nothing, wherever it comes from.
+            assert_eq!(verdict(number, 0x4000_0003, ours), TRAP);
+        }
     }
 }

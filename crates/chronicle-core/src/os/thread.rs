@@ -319,4 +319,33 @@ mod tests {
             lock_stack(16 * 1024).unwrap();
         });
     }
+
+    #[test]
+    fn a_cleared_stack_holds_nothing_of_earlier_calls() {
+        #[inline(never)]
+        fn leave_words() {
+            std::hint::black_box(&mut [LEFT; 1024]);
+        }
+        const LEFT: usize = 0x5AFE_57AC;
+        on_a_thread(|| {
+            let here = 0_usize;
+            let below = std::ptr::from_ref(&here) as usize - 12 * 1024;
+            let count = || {
+                let mut words = vec![0_usize; 1024];
+                let ours = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: 8192 };
+                let theirs = libc::iovec { iov_base: below as *mut _, iov_len: 8192 };
+                // SAFETY: the kernel copies from the stack below, which is mapped, into a buffer of
+                // that length.
+                let copied =
+                    unsafe { libc::process_vm_readv(libc::getpid(), &ours, 1, &theirs, 1, 0) };
+                assert_eq!(copied, 8192);
+                words.iter().filter(|word| **word == LEFT).count()
+            };
+            prefault_stack(16 * 1024).unwrap();
+            leave_words();
+            assert!(count() > 100);
+            clear_stack();
+            assert_eq!(count(), 0);
+        });
+    }
 }
