@@ -6,6 +6,7 @@ use crate::owned::Owned;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::{Options, Writer};
 use pyo3::buffer::{Element, PyBuffer};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::path::PathBuf;
@@ -75,10 +76,9 @@ impl QueueWriter {
         let (type_id, timestamp_ns) = (type_id.0, timestamp_ns.map(|t| t.0));
         self.inner.with(py, |writer| {
             if let Ok(bytes) = payload.cast_exact::<PyBytes>() {
-                return writer.append(type_id, bytes.as_bytes(), timestamp_ns).map_err(to_py);
+                return writer.append(type_id, content_of(bytes), timestamp_ns).map_err(to_py);
             }
-            let buffer = PyBuffer::<u8>::get(payload).or_else(|_| as_bytes(payload))?;
-            writer.append(type_id, bytes_of(&buffer)?, timestamp_ns).map_err(to_py)
+            append_buffer(writer, type_id, payload, timestamp_ns)
         })
     }
 
@@ -172,6 +172,30 @@ impl QueueWriter {
             Ok(out)
         })
     }
+}
+
+/// `PyBytes::as_bytes` with one call into the interpreter instead of two.
+#[inline(always)]
+fn content_of<'a>(bytes: &'a Bound<'_, PyBytes>) -> &'a [u8] {
+    let (mut start, mut len) = (std::ptr::null_mut(), 0);
+    // SAFETY: it is a `bytes` object, for which this cannot fail; what it gives is immutable and
+    // lives as long as the object.
+    unsafe {
+        ffi::PyBytes_AsStringAndSize(bytes.as_ptr(), &raw mut start, &raw mut len);
+        std::slice::from_raw_parts(start.cast(), len as usize)
+    }
+}
+
+/// Apart from the path of `bytes`, whose registers it would take.
+#[inline(never)]
+fn append_buffer(
+    writer: &mut Writer,
+    type_id: u16,
+    payload: &Bound<'_, PyAny>,
+    timestamp_ns: Option<u64>,
+) -> PyResult<u64> {
+    let buffer = PyBuffer::<u8>::get(payload).or_else(|_| as_bytes(payload))?;
+    writer.append(type_id, bytes_of(&buffer)?, timestamp_ns).map_err(to_py)
 }
 
 /// A buffer of items that are not bytes (an array of floats, a structured array), as bytes.
