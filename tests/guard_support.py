@@ -183,6 +183,51 @@ int64_t use_stdio(void *a) {
     return lines > 10;
 }
 
+/* Two threads and a lock: `hold` is who has it first. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
+static volatile int64_t is_set;
+
+int64_t lock(void *a) { return pthread_mutex_lock(&mutex); }
+int64_t unlock(void *a) { return pthread_mutex_unlock(&mutex); }
+
+/* Takes the lock that somebody else holds, and gives it back. */
+int64_t take_lock(void *a) {
+    struct words *w = a;
+    w->progress = 1;
+    return pthread_mutex_lock(&mutex) + pthread_mutex_unlock(&mutex);
+}
+
+/* Holds the lock until go is 1, and gives it to who waits for it. */
+int64_t hold_lock(void *a) {
+    struct words *w = a;
+    pthread_mutex_lock(&mutex);
+    w->progress = 1;
+    while (!w->go) ;
+    return pthread_mutex_unlock(&mutex);
+}
+
+int64_t clear_condition(void *a) { return is_set = 0; }
+int64_t set_condition(void *a) {
+    pthread_mutex_lock(&mutex);
+    is_set = 1;
+    int64_t rc = pthread_cond_broadcast(&condition);
+    pthread_mutex_unlock(&mutex);
+    return rc;
+}
+int64_t wait_for_condition(void *a) {
+    struct words *w = a;
+    int64_t rc = 0;
+    pthread_mutex_lock(&mutex);
+    w->progress = 1;
+    while (!is_set && rc == 0) rc = pthread_cond_wait(&condition, &mutex);
+    pthread_mutex_unlock(&mutex);
+    return rc;
+}
+
+int64_t abort_process(void *a) { abort(); }
+int64_t crash(void *a) { return *(volatile int64_t *)8; }
+
 int64_t exit_process(void *a) { exit((int)(intptr_t)a); }
 """
 

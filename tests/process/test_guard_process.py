@@ -316,3 +316,117 @@ def test_python_s_own_signal_handling_of_other_signals_is_not_touched():
     with child(program) as process:
         assert hear(process) == ["0", "True"]
         assert process.wait(timeout=60) == 0
+
+
+# --- Locks that a guarded thread shares with others ---
+
+LOCKS = """
+    from pathlib import Path
+    from tests.guard_support import library
+
+    seeds = library()
+    mode = sys.argv[1]
+    words = Words()
+
+    def state(thread_id):
+        stat = Path(f"/proc/self/task/{thread_id}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0]
+
+    def go_on_when(ready):
+        while not ready():
+            time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_a_guarded_thread_gets_a_lock_that_another_holds(mode: str):
+    program = (
+        LOCKS
+        + """
+    seeds.lock(None)
+    trial = start("take_lock", ctypes.addressof(words), mode=mode)
+    # It has tried, and the call was reported.
+    go_on_when(lambda: trial.counts[0] > 0)
+    seeds.unlock(None)
+    say(trial.join(), trial.must_stop)
+    """
+    )
+    with child(program, mode) as process:
+        assert hear(process) == ["0", str(mode == "enforce")]
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_a_thread_that_waits_for_a_guarded_one_is_woken(mode: str):
+    program = (
+        LOCKS
+        + """
+    trial = start("hold_lock", ctypes.addressof(words), mode=mode)
+    go_on_when(lambda: words.progress)
+    waiter = threading.Thread(target=seeds.take_lock, args=[ctypes.byref(Words())])
+    waiter.start()
+    go_on_when(lambda: state(waiter.native_id) == "S")
+    words.go = 1
+    say(trial.join(), trial.must_stop)
+    waiter.join()
+    say("woken")
+    """
+    )
+    with child(program, mode) as process:
+        assert hear(process) == ["0", str(mode == "enforce")]
+        assert hear(process) == ["woken"]
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_a_guarded_thread_may_wait_for_a_condition_without_ending_the_process(mode: str):
+    program = (
+        LOCKS
+        + """
+    trial = start("wait_for_condition", ctypes.addressof(words), mode=mode)
+    go_on_when(lambda: trial.counts[0] > 0)
+    seeds.set_condition(None)
+    say(trial.join(), trial.must_stop)
+    """
+    )
+    with child(program, mode) as process:
+        assert hear(process) == ["0", str(mode == "enforce")]
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
+@pytest.mark.parametrize("crash_handler", ["faulthandler", "none"])
+def test_a_guarded_thread_that_aborts_ends_the_process(mode: str, crash_handler: str):
+    program = (
+        LOCKS
+        + """
+    import faulthandler
+    if sys.argv[2] == "none":
+        faulthandler.disable()
+    else:
+        faulthandler.enable(open(os.devnull, "w"))
+    start("abort_process", mode=mode).join()
+    """
+    )
+    with child(program, mode, crash_handler) as process:
+        # Under enforce `abort` may not send the signal, and executes an invalid instruction.
+        expected = [-signal.SIGSEGV, -signal.SIGILL] if mode == "enforce" else [-signal.SIGABRT]
+        assert process.wait(timeout=60) in expected
+
+
+@pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
+@pytest.mark.parametrize("crash_handler", ["faulthandler", "none"])
+def test_a_guarded_thread_that_crashes_ends_the_process(mode: str, crash_handler: str):
+    program = (
+        LOCKS
+        + """
+    import faulthandler
+    if sys.argv[2] == "none":
+        faulthandler.disable()
+    else:
+        faulthandler.enable(open(os.devnull, "w"))
+    start("crash", mode=mode).join()
+    """
+    )
+    with child(program, mode, crash_handler) as process:
+        assert process.wait(timeout=60) == -signal.SIGSEGV

@@ -2,8 +2,8 @@
 //!
 //! [`Guard::arm`] puts the calling thread under a filter (`os::seccomp`). Each call of that thread
 //! then becomes a [`Report`] in a bounded ring, which any other thread drains; in
-//! [`GuardMode::Observe`] the call is made all the same, in [`GuardMode::Enforce`] it fails with
-//! EPERM and the thread is told to stop. The thread never waits for whoever drains: a full ring drops
+//! [`GuardMode::Observe`] the call is made all the same, in [`GuardMode::Enforce`] it is refused and
+//! the thread is told to stop. The thread never waits for whoever drains: a full ring drops
 //! and counts. As long as there is nothing to report, a guard costs the thread one load per
 //! [`Guard::must_stop`].
 //!
@@ -29,7 +29,8 @@ pub enum GuardMode {
     Off,
     /// System calls are reported and made.
     Observe,
-    /// System calls are reported and refused, and the thread is to stop.
+    /// System calls are reported and refused, and the thread is to stop. Made all the same are the
+    /// few whose refusal would hang other threads: see `os::sigsys`.
     Enforce,
 }
 
@@ -37,7 +38,7 @@ pub enum GuardMode {
 pub enum GuardAction {
     /// The call was made.
     Allowed,
-    /// The call returned EPERM.
+    /// The call returned EPERM, or from a wait on a futex EAGAIN.
     Refused,
 }
 
@@ -140,7 +141,7 @@ impl Guard {
         Ok(Armed { inner: Some(sigsys::arm(supervisor).inspect_err(unused)?) })
     }
 
-    /// Whether a call was refused in [`GuardMode::Enforce`]. One load.
+    /// Whether there was a call in [`GuardMode::Enforce`]. One load.
     #[inline(always)]
     pub fn must_stop(&self) -> bool {
         // Relaxed: the armed thread sees its own handler's store; others only show it.
@@ -172,7 +173,8 @@ impl Guard {
 
 impl Supervisor for Guard {
     fn trapped(&self, call: &Call) -> Decision {
-        let refuse = call.must_refuse || self.mode == GuardMode::Enforce;
+        let enforce = self.mode == GuardMode::Enforce;
+        let refuse = call.must_refuse || (enforce && !call.must_pass);
         let action = if refuse { GuardAction::Refused } else { GuardAction::Allowed };
         let report = Report {
             number: call.number,
@@ -188,16 +190,11 @@ impl Supervisor for Guard {
         // Relaxed, all four: counts and a flag; the reports are published by the ring.
         self.seen.fetch_add(1, Ordering::Relaxed);
         self.dropped.fetch_add(u64::from(!pushed), Ordering::Relaxed);
-        if !refuse {
-            return Decision::Pass;
-        }
-        // Relaxed: as above.
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        if self.mode == GuardMode::Enforce {
-            // Relaxed: as above.
+        self.refused.fetch_add(u64::from(refuse), Ordering::Relaxed);
+        if enforce {
             self.must_stop.store(1, Ordering::Relaxed);
         }
-        Decision::Refuse
+        if refuse { Decision::Refuse } else { Decision::Pass }
     }
 }
 

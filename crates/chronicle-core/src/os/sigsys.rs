@@ -36,6 +36,9 @@
 //! - `clone`, `fork`, `vfork` would hand the filter to a child that has no supervisor, `execve` to a
 //!   program without the handler; and a SIGSYS handler of its own would take the thread out of our
 //!   hands. These are refused always.
+//! - Waking the waiters of a futex, and putting back a signal's default action, as crash handlers
+//!   do, are told to the supervisor as calls that must pass: refused, they would hang whoever waits
+//!   for a lock of this thread, or have the crash handler run for ever.
 //! - A call of another instruction set (32-bit on x86-64) has other numbers, and is refused.
 //!
 //! Known limits: a signal handler that was installed with SIGSYS in its `sa_mask`, or that runs
@@ -79,12 +82,15 @@ pub struct Call {
     pub timestamp_ns: u64,
     /// Whether the call is refused whatever the supervisor says.
     pub must_refuse: bool,
+    /// Whether refusing the call would hang other threads, or this one as it crashes.
+    pub must_pass: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    /// The caller gets EPERM.
+    /// The caller gets EPERM; from a wait on a futex EAGAIN, since the C library ends the process if
+    /// such a wait fails in a way that it does not know.
     Refuse,
 }
 
@@ -375,6 +381,7 @@ fn on_trap(place: &Place, info: &SigsysInfo, saved: &mut Saved) {
         stack: [0; STACK_WORDS],
         timestamp_ns: 0,
         must_refuse: info.arch != NATIVE_ARCH || must_refuse(info.number, &args),
+        must_pass: info.arch == NATIVE_ARCH && must_pass(info.number, &args),
     };
     let mut decision = Decision::Pass;
     if !supervisor.is_null() {
@@ -387,6 +394,7 @@ fn on_trap(place: &Place, info: &SigsysInfo, saved: &mut Saved) {
     }
     let result = match (decision, call.must_refuse) {
         (Decision::Pass, false) => perform(call.number, &args, saved),
+        _ if call.arch == NATIVE_ARCH && is_wait(info.number, &args) => -(libc::EAGAIN as isize),
         _ => -(libc::EPERM as isize),
     };
     saved.set_result(result);
@@ -402,6 +410,45 @@ fn must_refuse(number: i32, args: &[u64; 6]) -> bool {
         _ => false,
     }
 }
+
+/// See [`Call::must_pass`].
+fn must_pass(number: i32, args: &[u64; 6]) -> bool {
+    match i64::from(number) {
+        libc::SYS_futex => {
+            let command = args[1] as libc::c_int & libc::FUTEX_CMD_MASK;
+            [
+                libc::FUTEX_WAKE,
+                libc::FUTEX_WAKE_OP,
+                libc::FUTEX_WAKE_BITSET,
+                libc::FUTEX_REQUEUE,
+                libc::FUTEX_CMP_REQUEUE,
+                libc::FUTEX_CMP_REQUEUE_PI,
+                libc::FUTEX_UNLOCK_PI,
+            ]
+            .contains(&command)
+        }
+        SYS_FUTEX_WAKE | SYS_FUTEX_REQUEUE => true,
+        libc::SYS_rt_sigaction => !must_refuse(number, args),
+        _ => false,
+    }
+}
+
+/// Whether it is a wait on a futex, which may always be told that the word has changed.
+fn is_wait(number: i32, args: &[u64; 6]) -> bool {
+    match i64::from(number) {
+        libc::SYS_futex => {
+            let command = args[1] as libc::c_int & libc::FUTEX_CMD_MASK;
+            command == libc::FUTEX_WAIT || command == libc::FUTEX_WAIT_BITSET
+        }
+        libc::SYS_futex_waitv | SYS_FUTEX_WAIT => true,
+        _ => false,
+    }
+}
+
+/// Since 6.7, with the same numbers on all architectures.
+const SYS_FUTEX_WAKE: i64 = 454;
+const SYS_FUTEX_WAIT: i64 = 455;
+const SYS_FUTEX_REQUEUE: i64 = 456;
 
 /// Makes the call in the name of the interrupted code.
 fn perform(number: u32, args: &[u64; 6], saved: &mut Saved) -> isize {

@@ -66,13 +66,14 @@ fn assert_in_libc(address: usize) {
 }
 
 #[test]
-fn each_enforced_call_is_reported_returns_eperm_and_stops_the_thread() {
+fn each_enforced_call_is_reported_fails_and_stops_the_thread() {
     for (number, args, _) in seeded() {
         let outcome = guarded(GuardMode::Enforce, 8, move |guard| {
             let before = guard.must_stop();
             (before, call(number, args), guard.must_stop())
         });
-        assert_eq!(outcome.value, (false, Err(libc::EPERM), true), "{number}");
+        let error = if number == libc::SYS_futex { libc::EAGAIN } else { libc::EPERM };
+        assert_eq!(outcome.value, (false, Err(error), true), "{number}");
         assert_eq!(numbers(&outcome.reports), [number]);
         assert_eq!(outcome.reports[0].action, GuardAction::Refused);
         assert_eq!(outcome.guard.counts(), GuardCounts { seen: 1, refused: 1, dropped: 0 });
@@ -111,6 +112,27 @@ fn starting_threads_and_processes_and_taking_sigsys_is_refused_in_both_modes() {
             assert_eq!(numbers(&outcome.reports), [number]);
             assert_eq!(outcome.reports[0].action, GuardAction::Refused);
         }
+    }
+}
+
+#[test]
+fn calls_that_others_wait_for_are_made_under_enforce_and_stop_the_thread() {
+    static WORD: AtomicU32 = AtomicU32::new(0);
+    let (futex, word) = (libc::SYS_futex, at(&WORD));
+    let private = libc::FUTEX_PRIVATE_FLAG;
+    for (number, args) in [
+        (futex, [word, libc::FUTEX_WAKE as usize, 1, 0, 0, 0]),
+        (futex, [word, (libc::FUTEX_WAKE | private) as usize, 1, 0, 0, 0]),
+        (futex, [word, (libc::FUTEX_WAKE_BITSET | private) as usize, 1, 0, 0, 1]),
+        (futex, [word, libc::FUTEX_REQUEUE as usize, 1, 0, word, 0]),
+        (libc::SYS_rt_sigaction, [libc::SIGUSR2 as usize, 0, 0, 8, 0, 0]),
+    ] {
+        let outcome =
+            guarded(GuardMode::Enforce, 8, move |guard| (call(number, args), guard.must_stop()));
+        assert_eq!(outcome.value, (Ok(0), true), "{number} {args:?}");
+        assert_eq!(numbers(&outcome.reports), [number]);
+        assert_eq!(outcome.reports[0].action, GuardAction::Allowed);
+        assert_eq!(outcome.guard.counts(), GuardCounts { seen: 1, refused: 0, dropped: 0 });
     }
 }
 
