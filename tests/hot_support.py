@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from chronicle.hot import Handler, Info
 from chronicle.hot.compile import program_for
+from chronicle.hot.program import Program
 from chronicle.message import MessageBase
 
 KINDS = {"data": 0, "command": 1, "event": 2}
@@ -87,20 +88,43 @@ class Published(NamedTuple):
     data: bytes
 
 
+def _append(_context: int, output: int, type_id: int, payload: int, size: int) -> int:
+    return Harness.current.append(output, type_id, ctypes.string_at(payload, size))
+
+
+def _log(_context: int, site: int, count: int, tags: int, words: Any) -> None:
+    Harness.current.log(site, tags, list(words[:count]))
+
+
+_DOUBLES = {"chr_hot_append": _Append(_append), "chr_hot_log": _Log(_log)}
+SYMBOLS = {
+    name: ctypes.cast(double, ctypes.c_void_p).value or 0 for name, double in _DOUBLES.items()
+}
+
+
+_PROGRAMS: dict[type[Handler], Program] = {}
+
+
+def program_of(cls: type[Handler]) -> Program:
+    """The program of a class, compiled once in a run."""
+    if cls not in _PROGRAMS:
+        _PROGRAMS[cls] = program_for(cls(), symbols=SYMBOLS)
+    return _PROGRAMS[cls]
+
+
 class Harness:
     """Runs the compiled form of a handler."""
 
-    def __init__(self, handler: Handler, *, use_cache: bool = True) -> None:
+    current: Harness
+    """Who is called back by the code that runs now."""
+
+    def __init__(self, handler: Handler, program: Program | None = None) -> None:
         self.published: list[Published] = []
         self.logged: list[tuple[int, str, tuple[Any, ...]]] = []
         self.append_result: int | None = None
-        self._doubles = (_Append(self._append), _Log(self._log))
-        addresses = [ctypes.cast(d, ctypes.c_void_p).value or 0 for d in self._doubles]
-        names = ("chr_hot_append", "chr_hot_log")
-        self.program = program_for(
-            handler, symbols=dict(zip(names, addresses, strict=True)), use_cache=use_cache
-        )
-        self._state = ctypes.create_string_buffer(self.program.state, len(self.program.state))
+        self.program = program or program_of(type(handler))
+        state = handler.state_bytes()
+        self._state = ctypes.create_string_buffer(state, len(state))
         self._counters = (ctypes.c_uint64 * max(1, len(self.program.counters)))()
         self.context = ContextBytes(
             abi_version=1,
@@ -108,17 +132,16 @@ class Harness:
             counters=ctypes.addressof(self._counters),
         )
 
-    def _append(self, _context: int, output: int, type_id: int, payload: int, size: int) -> int:
-        data = ctypes.string_at(payload, size)
+    def append(self, output: int, type_id: int, data: bytes) -> int:
         if self.append_result is not None:
             return self.append_result
         name = self.program.outputs[output]
         self.published.append(Published(name, type_id, data))
         return sum(1 for each in self.published if each.output == name)
 
-    def _log(self, _context: int, site: int, count: int, tags: int, words: Any) -> None:
+    def log(self, site: int, tags: int, words: list[int]) -> None:
         where = self.program.log_sites[site]
-        arguments = tuple(decoded(tags >> 4 * n & 15, words[n]) for n in range(count))
+        arguments = tuple(decoded(tags >> 4 * n & 15, word) for n, word in enumerate(words))
         self.logged.append((where.level, where.format, arguments))
 
     @property
@@ -152,6 +175,7 @@ class Harness:
             sequence=info.seq,
             timestamp_ns=info.timestamp_ns,
         )
+        Harness.current = self
         function = _OnMessage(self.program.on_message)
         return int(function(ctypes.addressof(self.context), ctypes.addressof(made)))
 
@@ -159,6 +183,7 @@ class Harness:
         """Call ``on_<name>``; return its status."""
         address = getattr(self.program, f"on_{name}")
         assert address, name
+        Harness.current = self
         return int(_OnHook(address)(ctypes.addressof(self.context)))
 
     def step(self, step: Step) -> int:
@@ -280,9 +305,17 @@ def _line_in_handler(error: Exception) -> int:
 
 
 def assert_same(make: Any, steps: Iterable[Step]) -> Outcome:
-    """Run both forms of a handler over the same inputs, and compare all that they did."""
+    """Run both forms of a handler over the same inputs, and compare all that they did.
+
+    An integer that leaves 64 bits is the one thing that only the compiled form refuses; both must
+    agree up to the message before it.
+    """
     steps = list(steps)
     compiled = run_compiled(make(), steps)
+    if compiled.failure is not None and compiled.failure[0] == "OverflowError":
+        before = steps[: len(compiled.statuses) - 1]
+        compiled, steps = run_compiled(make(), before), before
+        assert compiled.failure is None
     plain = run_plain(make(), steps)
     for name in Outcome._fields:
         assert getattr(compiled, name) == getattr(plain, name), name

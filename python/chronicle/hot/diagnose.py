@@ -105,11 +105,12 @@ def _readable(text: str) -> str:
 
 
 def _first_line(text: str) -> str:
+    useful = []
     for line in text.splitlines():
         line = line.strip()
         if line and not line.startswith(("Failed in", "- Resolution", "[1]", "During", "^")):
-            return re.sub(r"\x1b\[[0-9;]*m", "", line)[:200]
-    return "no reason was given"
+            useful.append(re.sub(r"\x1b\[[0-9;]*m", "", line))
+    return ": ".join(useful[:2])[:300] or "no reason was given"
 
 
 def _place(error: BaseException, found: Translation) -> tuple[str, int]:

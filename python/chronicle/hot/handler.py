@@ -28,10 +28,10 @@ it is an object for unit tests: call its methods, look at its fields.
 >>> ewma.mean, ewma.seen.value, ewma.signals.published
 (2.0, 1, [Signal(mean=2.0, cause=41)])
 
-What is compiled is the same source; see docs/internals/hot-thread.md. Its results are the same, but
-for one thing that a test cannot see: integers that leave 64 bits wrap around when they are
-compiled, and raise at the store when they are not. Hashes that mean to wrap say so by a mask,
-``(h * K) & 0x7FFF_FFFF``, or use `chronicle.hot.mix64`.
+What is compiled is the same source, and its results are the same; see docs/internals/hot-thread.md.
+Integers have 64 bits when they are compiled: one that leaves them is a failure, also where Python
+would go on with a longer one. Hashes that mean to wrap around say so by a constant mask,
+``(h * K) & 0xFFFF_FFFF``, which gives the same bits both ways, or use `chronicle.hot.mix64`.
 """
 
 from __future__ import annotations

@@ -51,10 +51,17 @@ def _check_assignment(statement: Any, state: Any) -> None:
     for source in sources:
         found = typemap.get(source.name)
         if found is not None:
-            _check_same(statement, types.unliteral(found), types.unliteral(wanted))
+            loc = _defined_at(source, state) if isinstance(value, ir.Expr) else statement.loc
+            _check_same(statement, types.unliteral(found), types.unliteral(wanted), loc)
 
 
-def _check_same(statement: Any, found: Any, wanted: Any) -> None:
+def _defined_at(source: Any, state: Any) -> Any:
+    """Return where a variable got its value: that is the line to change."""
+    definitions = state.func_ir._definitions.get(source.name, [])
+    return definitions[0].loc if len(definitions) == 1 else source.loc
+
+
+def _check_same(statement: Any, found: Any, wanted: Any, loc: Any) -> None:
     if found == wanted or isinstance(found, types.Undefined):
         return
     name = statement.target.unversioned_name
@@ -67,7 +74,7 @@ def _check_same(statement: Any, found: Any, wanted: Any) -> None:
     raise Refusal(
         f"{what} that is sometimes {describe(found)} and sometimes {describe(wanted)}",
         "give it one type: write 0.0 for 0, float(x) for x, or use two variables",
-        statement.loc,
+        loc,
     )
 
 

@@ -1,9 +1,9 @@
 """Primitives on numbers and text: arithmetic, comparison, conversion, `math`, as Python has them.
 
-What differs between Python and a processor is settled here: division by zero fails, ``//`` rounds
-down, an int and a float are compared exactly, ``int / int`` is rounded once, a shift by 64 or more
-is what it would be in more bits, ``int(x)`` of what does not fit fails. What is left is overflow:
-``+``, ``-``, ``*``, ``**`` and ``<<`` wrap around at 64 bits.
+What differs between Python and a processor is settled here: an int that leaves 64 bits is a
+failure, and so is a division by zero; ``//`` rounds down, an int and a float are compared exactly,
+``int / int`` is rounded once, ``int(x)`` of what does not fit fails. Under a mask of constant bits,
+``(h * K) & 0xFFFF_FFFF``, only low bits are wanted, and those wrap around.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba.core import types
 
+from chronicle.hot.info import I64_MIN
 from chronicle.hot.lower_target import primitive
 from chronicle.hot.lower_types import (
     F64,
@@ -33,6 +34,7 @@ __all__ = ["NUMBERS", "math_primitive"]
 I128: Final = ir.IntType(128)
 EXACT_MAX: Final = 1 << 53
 """All integers up to here are floats."""
+OVERFLOW_TEXT: Final = "an integer left 64 bits; for a hash, mask it: (h * K) & 0xFFFF_FFFF"
 TWO_63: Final = float(1 << 63)
 
 Lower = Callable[[Emit, list[Any], list[Any]], Any]
@@ -118,6 +120,56 @@ def _integers(symbol: str) -> Callable[..., Any]:
 
 # --- Arithmetic ---
 
+_FLOAT_OPERATORS: Final = {"add": "fadd", "sub": "fsub", "mul": "fmul"}
+
+
+def _plain_arithmetic(name: str) -> Lower:
+    """Add, subtract or multiply; an int that leaves 64 bits is a failure."""
+
+    def lower(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+        builder = emit.builder
+        if "float" in kinds:
+            a, b = (emit.as_f64(v, k) for v, k in zip(values, kinds, strict=True))
+            return getattr(builder, _FLOAT_OPERATORS[name])(a, b)
+        a, b = (emit.as_i64(v, k) for v, k in zip(values, kinds, strict=True))
+        both = getattr(builder, f"s{name}_with_overflow")(a, b)
+        _overflow(emit, builder.extract_value(both, 1))
+        return builder.extract_value(both, 0)
+
+    return lower
+
+
+def _wrapping(name: str) -> Lower:
+    """Add, subtract, multiply or shift where only low bits are kept."""
+
+    def lower(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+        a, b = (emit.as_i64(v, k) for v, k in zip(values, kinds, strict=True))
+        return getattr(emit.builder, name)(a, b)
+
+    return lower
+
+
+def _overflow(emit: Emit, bad: Any) -> None:
+    emit.fail_if(bad, "OverflowError", OVERFLOW_TEXT)
+
+
+def _negated(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+    if kinds[0] == "float":
+        return emit.builder.fneg(values[0])
+    zero = I64(0)
+    return _plain_arithmetic("sub")(emit, [zero, values[0]], ["int", kinds[0]])
+
+
+def _unchanged(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
+    return values[0] if kinds[0] == "float" else emit.as_i64(values[0], kinds[0])
+
+
+def _sign_type(symbol: str) -> Callable[[Any], Any]:
+    def choose(a: Any) -> Any:
+        return types.float64 if _numbers(symbol, a) else types.int64
+
+    return choose
+
 
 def _zero_division(emit: Emit, divisor: Any) -> None:
     builder = emit.builder
@@ -133,6 +185,8 @@ def _divide_integers(emit: Emit, a: Any, b: Any) -> tuple[Any, Any]:
     builder = emit.builder
     # The processor traps at -2**63 / -1, so -1 is not given to it.
     is_minus_one = builder.icmp_signed("==", b, I64(-1))
+    lowest = builder.icmp_signed("==", a, I64(I64_MIN))
+    _overflow(emit, builder.and_(is_minus_one, lowest))
     divisor = builder.select(is_minus_one, I64(1), b)
     quotient = builder.sdiv(a, divisor)
     remainder = builder.sub(a, builder.mul(quotient, divisor))
@@ -147,8 +201,6 @@ def _divide_integers(emit: Emit, a: Any, b: Any) -> tuple[Any, Any]:
 def _divide_floats(emit: Emit, a: Any, b: Any) -> tuple[Any, Any]:
     """Return quotient and remainder as CPython's ``float_divmod`` has them. `b` is not zero."""
     builder = emit.builder
-    copysign = emit.builder.module.declare_intrinsic("llvm.copysign", [F64])
-    floor = emit.builder.module.declare_intrinsic("llvm.floor", [F64])
     mod = builder.frem(a, b)
     div = builder.fdiv(builder.fsub(a, mod), b)
     zero = F64(0.0)
@@ -158,12 +210,12 @@ def _divide_floats(emit: Emit, a: Any, b: Any) -> tuple[Any, Any]:
     apart = builder.and_(has_rest, builder.xor(mod_negative, b_negative))
     div = builder.select(apart, builder.fsub(div, F64(1.0)), div)
     moved = builder.select(apart, builder.fadd(mod, b), mod)
-    mod = builder.select(has_rest, moved, builder.call(copysign, [zero, b]))
-    down = builder.call(floor, [div])
+    mod = builder.select(has_rest, moved, emit.rounded("copysign", zero, b))
+    down = emit.rounded("floor", div)
     far = builder.fcmp_ordered(">", builder.fsub(div, down), F64(0.5))
     down = builder.select(far, builder.fadd(down, F64(1.0)), down)
     is_zero = builder.fcmp_ordered("==", div, zero)
-    signed_zero = builder.call(copysign, [zero, builder.fdiv(a, b)])
+    signed_zero = emit.rounded("copysign", zero, builder.fdiv(a, b))
     return builder.select(is_zero, signed_zero, down), mod
 
 
@@ -271,18 +323,19 @@ def _power(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
         a, b = (emit.as_i64(v, k) for v, k in zip(values, kinds, strict=True))
         bad = builder.icmp_signed("<", b, I64(0))
         emit.fail_if(bad, "ValueError", "int ** negative int is no int: exponent={value}", b)
-        return builder.call(_integer_power(builder.module), [a, b])
+        both = builder.call(_integer_power(builder.module), [a, b])
+        _overflow(emit, builder.extract_value(both, 1))
+        return builder.extract_value(both, 0)
     a, b = (emit.as_f64(v, k) for v, k in zip(values, kinds, strict=True))
     zero = F64(0.0)
     infinite = builder.or_(emit.is_infinite(a), emit.is_infinite(b))
     bad = builder.and_(builder.fcmp_ordered("==", a, zero), builder.fcmp_ordered("<", b, zero))
     emit.fail_if(bad, "ZeroDivisionError", "zero to a negative power: exponent={value}", b)
-    floor = builder.module.declare_intrinsic("llvm.floor", [F64])
-    broken = builder.fcmp_ordered("!=", builder.call(floor, [b]), b)
+    broken = builder.fcmp_ordered("!=", emit.rounded("floor", b), b)
     bad = builder.and_(builder.fcmp_ordered("<", a, zero), broken)
     bad = builder.and_(bad, builder.not_(infinite))
     text = "a negative number to a broken power is complex: base={value}"
-    emit.fail_if(bad, "ValueError", text, a)
+    emit.fail_if(bad, "TypeError", text, a)
     made = _libm(emit, "pow", [a, b])
     bad = builder.and_(emit.is_infinite(made), builder.not_(infinite))
     emit.fail_if(bad, "OverflowError", "result too large: base={value}", a)
@@ -290,8 +343,9 @@ def _power(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
 
 
 def _integer_power(module: Any) -> Any:
-    """Return a function that multiplies and squares; it wraps around."""
-    function, is_new = _shared_function(module, "chr_integer_power", I64, [I64, I64])
+    """Return a function that multiplies and squares; it also tells whether that overflowed."""
+    pair = ir.LiteralStructType([I64, I1])
+    function, is_new = _shared_function(module, "chr_integer_power", pair, [I64, I64])
     if not is_new:
         return function
     entry, loop, body, done = (
@@ -301,26 +355,33 @@ def _integer_power(module: Any) -> Any:
     builder.branch(loop)
     builder.position_at_end(loop)
     result, base, left = builder.phi(I64), builder.phi(I64), builder.phi(I64)
+    lost, too_large = builder.phi(I1), builder.phi(I1)
     builder.cbranch(builder.icmp_signed("!=", left, I64(0)), body, done)
     builder.position_at_end(body)
     odd = builder.trunc(left, I1)
-    grown = builder.select(odd, builder.mul(result, base), result)
-    squared = builder.mul(base, base)
+    product = builder.smul_with_overflow(result, base)
+    grown = builder.select(odd, builder.extract_value(product, 0), result)
+    # A base that no longer fits only matters if it is used.
+    wrong = builder.and_(odd, builder.or_(too_large, builder.extract_value(product, 1)))
+    square = builder.smul_with_overflow(base, base)
     halved = builder.lshr(left, I64(1))
-    builder.branch(loop)
     for phi, first, later in (
         (result, I64(1), grown),
-        (base, function.args[0], squared),
+        (base, function.args[0], builder.extract_value(square, 0)),
         (left, function.args[1], halved),
+        (lost, I1(0), builder.or_(lost, wrong)),
+        (too_large, I1(0), builder.or_(too_large, builder.extract_value(square, 1))),
     ):
         phi.add_incoming(first, entry)
         phi.add_incoming(later, body)
+    builder.branch(loop)
     builder.position_at_end(done)
-    builder.ret(result)
+    made = builder.insert_value(ir.Constant(pair, ir.Undefined), result, 0)
+    builder.ret(builder.insert_value(made, lost, 1))
     return function
 
 
-def _shift(direction: str) -> Lower:
+def _shift(direction: str, *, wraps: bool = False) -> Lower:
     def lower(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
         builder = emit.builder
         a, b = (emit.as_i64(v, k) for v, k in zip(values, kinds, strict=True))
@@ -329,8 +390,12 @@ def _shift(direction: str) -> Lower:
         far = builder.icmp_signed(">", b, I64(63))
         if direction == "right":
             return builder.ashr(a, builder.select(far, I64(63), b))
-        moved = builder.shl(a, builder.select(far, I64(0), b))
-        return builder.select(far, I64(0), moved)
+        count = builder.select(far, I64(63), b)
+        moved = builder.select(far, I64(0), builder.shl(a, count))
+        if not wraps:
+            back = builder.ashr(moved, count)
+            _overflow(emit, builder.icmp_signed("!=", back, a))
+        return moved
 
     return lower
 
@@ -486,8 +551,7 @@ def _float_to_int(emit: Emit, value: Any, what: str) -> Any:
     builder = emit.builder
     bad = builder.fcmp_unordered("uno", value, value)
     emit.fail_if(bad, "ValueError", f"cannot convert float NaN to integer, in {what}")
-    fabs = builder.module.declare_intrinsic("llvm.fabs", [F64])
-    bad = builder.fcmp_ordered(">=", builder.call(fabs, [value]), F64(TWO_63))
+    bad = builder.fcmp_ordered(">=", emit.rounded("fabs", value), F64(TWO_63))
     text = f"a float does not fit into 64 bits, in {what}: value={{value}}"
     emit.fail_if(bad, "OverflowError", text, value)
     return builder.fptosi(value, I64)
@@ -499,8 +563,7 @@ def _to_int(rounding: str, what: str) -> Lower:
             return emit.as_i64(values[0], kinds[0])
         value = values[0]
         if rounding:
-            function = emit.builder.module.declare_intrinsic(f"llvm.{rounding}", [F64])
-            value = emit.builder.call(function, [value])
+            value = emit.rounded(rounding, value)
         return _float_to_int(emit, value, what)
 
     return lower
@@ -518,9 +581,9 @@ def _absolute_type(kind: Any) -> Any:
 def _absolute(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
     builder = emit.builder
     if kinds[0] == "float":
-        fabs = builder.module.declare_intrinsic("llvm.fabs", [F64])
-        return builder.call(fabs, values)
+        return emit.rounded("fabs", values[0])
     value = emit.as_i64(values[0], kinds[0])
+    _overflow(emit, builder.icmp_signed("==", value, I64(I64_MIN)))
     negative = builder.icmp_signed("<", value, I64(0))
     return builder.select(negative, builder.neg(value), value)
 
@@ -589,7 +652,8 @@ _LIBM_CHECKED: Final = frozenset(
 def _libm(emit: Emit, name: str, values: list[Any]) -> Any:
     # Not known to the optimizer: its own idea of a function may differ in the last bit.
     function = emit.declare(name, F64, [F64] * len(values))
-    return emit.builder.call(function, values, attrs=("nobuiltin",))
+    function.attributes.add("nobuiltin")
+    return emit.builder.call(function, values)
 
 
 def _is_nan(builder: Any, value: Any) -> Any:
@@ -620,17 +684,14 @@ def _domain(emit: Emit, name: str, made: Any, values: list[Any]) -> Any:
 def _math_float(name: str) -> Lower:
     def lower(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
         builder = emit.builder
-        module = builder.module
         given = [emit.as_f64(v, k) for v, k in zip(values, kinds, strict=True)]
         if name in ("fabs", "copysign"):
-            function = module.declare_intrinsic(f"llvm.{name}", [F64])
-            return builder.call(function, given)
+            return emit.rounded(name, *given)
         if name in ("degrees", "radians"):
             pi = 3.141592653589793
             return builder.fmul(given[0], F64(180.0 / pi if name == "degrees" else pi / 180.0))
         if name == "sqrt":
-            function = module.declare_intrinsic("llvm.sqrt", [F64])
-            return _domain(emit, name, builder.call(function, given), given)
+            return _domain(emit, name, emit.rounded("sqrt", given[0]), given)
         if name in ("log", "log2", "log10"):
             bad = builder.fcmp_ordered("<=", given[0], F64(0.0))
             text = f"math domain error in math.{name}: value={{value}}"
@@ -682,6 +743,15 @@ def math_primitive(name: str) -> Any:
 
 
 NUMBERS: Final[dict[str, Any]] = {
+    "add": _checked(_arithmetic("+"), _plain_arithmetic("add")),
+    "sub": _checked(_arithmetic("-"), _plain_arithmetic("sub")),
+    "mul": _checked(_arithmetic("*"), _plain_arithmetic("mul")),
+    "neg": _checked_one(_sign_type("-"), _negated),
+    "pos": _plain_one(_sign_type("+"), _unchanged),
+    "wrap_add": _checked(_integers("+ under a mask"), _wrapping("add")),
+    "wrap_sub": _checked(_integers("- under a mask"), _wrapping("sub")),
+    "wrap_mul": _checked(_integers("* under a mask"), _wrapping("mul")),
+    "wrap_lshift": _checked(_integers("<<"), _shift("left", wraps=True)),
     "truediv": _checked(_always_float("/"), _truediv),
     "floordiv": _checked(_arithmetic("//"), _division(0)),
     "mod": _checked(_arithmetic("%"), _division(1)),
@@ -702,7 +772,7 @@ NUMBERS: Final[dict[str, Any]] = {
     "max": _plain(_same_kind("max"), _choice(">")),
     "int": _checked_one(_int_type, _to_int("", "int()")),
     "round": _checked_one(_int_type, _to_int("rint", "round()")),
-    "abs": _plain_one(_absolute_type, _absolute),
+    "abs": _checked_one(_absolute_type, _absolute),
     "float": _plain_one(_always_float("float()"), _to_float),
     "index": _plain_one(_integers("range()"), _to_index),
     "len": _len,

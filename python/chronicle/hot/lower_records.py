@@ -221,20 +221,27 @@ def _array_writer(type_name: str, offset: int, count: int, label: str, value: An
     _check_store(type_name, label, found[0])
     size = NUMBERS[type_name].size_bytes
 
-    def store(emit: Emit, pointer: Any, given: Any) -> None:
-        if isinstance(value, CellsType):
-            with cgutils.for_range(emit.builder, I64(count)) as loop:
-                item = _load_item(emit, value, given, loop.index)
-                checked = emit.check_number(item, found[0], type_name, label)
-                place = emit.at(pointer, emit.builder.mul(loop.index, I64(size)))
-                emit.store_number(checked, place, offset, type_name)
-            return
-        for index, kind in enumerate(found):
-            item = emit.element(given, index, kind)
-            checked = emit.check_number(item, kind, type_name, label)
-            emit.store_number(checked, pointer, offset + index * size, type_name)
+    def checked(emit: Emit, given: Any, index: Any) -> Any:
+        item = _load_item(emit, value, given, index)
+        return emit.check_number(item, found[0], type_name, label)
 
-    return store
+    # As uncompiled: nothing is stored if one of them does not fit.
+    def store_cells(emit: Emit, pointer: Any, given: Any) -> None:
+        with cgutils.for_range(emit.builder, I64(count)) as loop:
+            checked(emit, given, loop.index)
+        with cgutils.for_range(emit.builder, I64(count)) as loop:
+            place = emit.at(pointer, emit.builder.mul(loop.index, I64(size)))
+            emit.store_number(checked(emit, given, loop.index), place, offset, type_name)
+
+    def store_tuple(emit: Emit, pointer: Any, given: Any) -> None:
+        items = [
+            emit.check_number(emit.element(given, index, kind), kind, type_name, label)
+            for index, kind in enumerate(found)
+        ]
+        for index, item in enumerate(items):
+            emit.store_number(item, pointer, offset + index * size, type_name)
+
+    return store_cells if isinstance(value, CellsType) else store_tuple
 
 
 def _load_item(emit: Emit, kind: CellsType, pointer: Any, position: Any) -> Any:

@@ -137,8 +137,9 @@ class _TargetContext(CPUContext):  # type: ignore[misc]
 
         self.install_registry(_LOWERING)
 
-    def get_executable(self, library: Any, fndesc: Any, env: Any) -> None:
-        """Make nothing that could be called: there is no engine."""
+    def get_executable(self, _library: Any, _fndesc: Any, _env: Any) -> object:
+        """Return what Numba knows the function by: there is no engine that could make code."""
+        return object()
 
 
 class _Target(CPUTarget):  # type: ignore[misc]

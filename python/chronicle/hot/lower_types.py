@@ -477,6 +477,12 @@ class Emit:
         slot = cgutils.alloca_once(self.builder, ir.ArrayType(I64, max(1, -(-size // 8))))
         return self.builder.bitcast(slot, POINTER)
 
+    def rounded(self, name: str, *values: Any) -> Any:
+        """Call an operation on floats that has one exact or correctly rounded result."""
+        kind = ir.FunctionType(F64, [F64] * len(values))
+        function = self.builder.module.declare_intrinsic(f"llvm.{name}", [F64], kind)
+        return self.builder.call(function, values)
+
     def declare(self, name: str, result: Any, arguments: list[Any]) -> Any:
         """Return an external function."""
         kind = ir.FunctionType(result, arguments)

@@ -137,8 +137,8 @@ class Rewriter(Expressions):
             if target.id not in self.locals:
                 self.expr(ast.copy_location(load(target.id), target))
                 return []
-            value = self.binary(node, node.op, load(target.id), self.expr(node.value))
-            return self.store(target, value)
+            plain = ast.copy_location(ast.BinOp(load(target.id), node.op, node.value), node)
+            return self.store(target, self.expr(ast.fix_missing_locations(plain)))
         if isinstance(target, ast.Attribute):
             owner, out = self.kept(target.value)
             old = self.attribute(target, owner)

@@ -76,6 +76,12 @@ class Calls(Rewriting):
             and func.attr == "format"
         ):
             return self.refuse(node, "string formatting", "log with self.log.info('{}', value)")
+        if isinstance(func, ast.Attribute):
+            # What stands before the dot may be what is wrong.
+            count = len(self.out.findings)
+            self.expr(func.value)
+            if len(self.out.findings) > count:
+                return zero()
         if isinstance(func, ast.Name) and func.id not in self.locals:
             return self.refuse(
                 node, f"a call of the unknown name {name!r}", "define it, or import it at the top"
@@ -113,7 +119,8 @@ class Calls(Rewriting):
         # A method of a module's own instance, such as random.random.
         owner = getattr(value, "__self__", None)
         if not root and owner is not None:
-            root = type(owner).__module__.partition(".")[0]
+            kind = owner if isinstance(owner, type) else type(owner)
+            root = kind.__module__.partition(".")[0]
         if isinstance(node.func, ast.Attribute):
             holder = self.static(node.func.value)
             if isinstance(holder, ModuleType) and holder.__name__ in REFUSED_MODULES:
@@ -214,7 +221,7 @@ class Calls(Rewriting):
                 node, "round() to digits", "use integers with implied decimals, and // to round"
             )
         (argument,) = self.positional(node, 1)
-        if name in ("int", "round"):
+        if name in ("abs", "int", "round"):
             return self.checked(node, name, argument)
         return self.primitive("truth" if name == "bool" else name, argument)
 

@@ -21,6 +21,9 @@ from chronicle.hot.rules import REFUSED_SYNTAX
 __all__ = ["Expressions"]
 
 _BINARY: Final[dict[type[ast.operator], str]] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
     ast.Div: "truediv",
     ast.FloorDiv: "floordiv",
     ast.Mod: "mod",
@@ -28,6 +31,15 @@ _BINARY: Final[dict[type[ast.operator], str]] = {
     ast.LShift: "lshift",
     ast.RShift: "rshift",
 }
+_WRAPPING: Final = (
+    ast.Add,
+    ast.Sub,
+    ast.Mult,
+    ast.LShift,
+    ast.BitAnd,
+    ast.BitOr,
+    ast.BitXor,
+)
 _COMPARE: Final[dict[type[ast.cmpop], str]] = {
     ast.Eq: "eq",
     ast.NotEq: "ne",
@@ -156,6 +168,14 @@ class Expressions(Calls):
             return self.refuse(
                 node, "string formatting with %", "log with self.log.info('{}', value)"
             )
+        if isinstance(node.op, ast.BitAnd):
+            left, right = node.left, node.right
+            if self.mask(right):
+                return ast.BinOp(self.masked(left), node.op, self.expr(right))
+            if self.mask(left):
+                return ast.BinOp(self.expr(left), node.op, self.masked(right))
+        if isinstance(node.op, ast.Mod) and _is_power_of_two(node.right):
+            return self.checked(node, "mod", self.masked(node.left), self.expr(node.right))
         return self.binary(node, node.op, self.expr(node.left), self.expr(node.right))
 
     def binary(self, node: ast.AST, op: ast.operator, left: ast.expr, right: ast.expr) -> ast.expr:
@@ -167,6 +187,36 @@ class Expressions(Calls):
             return self.checked(node, name, left, right)
         return ast.BinOp(left, op, right)
 
+    def masked(self, node: ast.expr) -> ast.expr:
+        """Rewrite an operand of which a mask keeps only low bits: it may wrap around.
+
+        The low bits of a sum, a product or a shift to the left depend on the low bits of their
+        operands alone, so here 64 bits give what Python's longer integers would.
+        """
+        if isinstance(node, ast.BinOp) and isinstance(node.op, _WRAPPING):
+            left, right = self.masked(node.left), self.masked(node.right)
+            if isinstance(node.op, ast.LShift):
+                right = self.expr(node.right)
+            if isinstance(node.op, ast.BitAnd | ast.BitOr | ast.BitXor):
+                return locate(ast.BinOp(left, node.op, right), node)
+            return locate(self.checked(node, f"wrap_{_BINARY[type(node.op)]}", left, right), node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+            return locate(self.primitive("invert", self.masked(node.operand)), node)
+        return self.expr(node)
+
+    def mask(self, node: ast.expr) -> bool:
+        """Tell whether an operand of & is a constant that is no negative number."""
+        if isinstance(node, ast.Constant):
+            return type(node.value) is int
+        if isinstance(node, ast.Name | ast.Attribute):
+            value = self.static(node)
+            if value is MISSING and isinstance(node, ast.Attribute) and self.is_self(node.value):
+                value = getattr(self.spec.cls, node.attr, MISSING)
+            return type(value) is int and value >= 0
+        if isinstance(node, ast.BinOp | ast.UnaryOp):
+            return _is_mask_expression(node)
+        return False
+
     def _at_unaryop(self, node: ast.UnaryOp) -> ast.expr:
         if isinstance(node.op, ast.Not):
             return ast.UnaryOp(ast.Not(), self.test(node.operand))
@@ -176,7 +226,9 @@ class Expressions(Calls):
         literal = operand.value if isinstance(operand, ast.Constant) else None
         if isinstance(node.op, ast.USub) and type(literal) is int:
             return self.constant(node, -literal)
-        return ast.UnaryOp(node.op, self.expr(operand))
+        if isinstance(node.op, ast.USub):
+            return self.checked(node, "neg", self.expr(operand))
+        return self.primitive("pos", self.expr(operand))
 
     def _at_boolop(self, node: ast.BoolOp) -> ast.expr:
         return ast.BoolOp(node.op, [self.expr(value) for value in node.values])
@@ -219,3 +271,23 @@ class Expressions(Calls):
         packed = ast.Tuple(items, ast.Load())
         made = self.primitive("contains", self.expr(node.left), packed)
         return ast.UnaryOp(ast.Not(), made) if isinstance(op, ast.NotIn) else made
+
+
+def _is_power_of_two(node: ast.expr) -> bool:
+    value = node.value if isinstance(node, ast.Constant) else None
+    return type(value) is int and value > 0 and value & (value - 1) == 0
+
+
+def _is_mask_expression(node: ast.expr) -> bool:
+    """Tell whether an expression is written like ``(1 << 20) - 1``, of constants only."""
+    allowed = (ast.BinOp, ast.UnaryOp, ast.Constant, ast.operator, ast.unaryop)
+    if not all(isinstance(each, allowed) for each in ast.walk(node)):
+        return False
+    if not all(
+        type(each.value) is int for each in ast.walk(node) if isinstance(each, ast.Constant)
+    ):
+        return False
+    # Constants only, so the compiler folds it.
+    code = compile(ast.fix_missing_locations(ast.Expression(node)), "<mask>", "eval")
+    constants = [value for value in code.co_consts if type(value) is int]
+    return len(constants) == 1 and constants[0] >= 0
