@@ -250,6 +250,13 @@ impl HotCore {
         }
     }
 
+    /// Wakes the thread if it sleeps.
+    fn nudge(&self) {
+        if let Life::Running(hot) = &*lock(&self.life) {
+            hot.nudge();
+        }
+    }
+
     /// Whether `join` will not wait for the thread.
     fn is_finished(&self) -> bool {
         match &*lock(&self.life) {

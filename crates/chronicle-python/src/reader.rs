@@ -98,6 +98,19 @@ impl QueueReader {
         })
     }
 
+    /// Enters the pages of the segment that the reader is in, and of the control block, into the
+    /// page table: who reads there later takes no fault.
+    fn _prefault(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.with(py, |inner| {
+            let reader = &mut inner.reader;
+            py.detach(move || {
+                reader.segment().map().populate()?;
+                reader.queue().control_map().populate()
+            })
+            .map_err(PyErr::from)
+        })
+    }
+
     fn _seek(&self, py: Python<'_>, start_kind: &str, start_value: u64) -> PyResult<()> {
         let start = parse_start(start_kind, start_value)?;
         self.inner.with(py, |inner| py.detach(|| inner.reader.seek(start)).map_err(to_py))

@@ -125,6 +125,9 @@ class HotStatus(NamedTuple):
         Inputs written down.
     thread_id, started_ns
         The kernel's id of the thread, and when it started.
+    supervised
+        Somebody has called `HotThread.poll` within the last second, as a sidecar does. Otherwise
+        nobody reads the log, the answers and the guard's reports; the thread itself runs on.
     kernel
         The kernel's counts of the thread; ``None`` if it does not run.
     interrupts
@@ -158,5 +161,6 @@ class HotStatus(NamedTuple):
     journal_records: int = 0
     thread_id: int = 0
     started_ns: int = 0
+    supervised: bool = False
     kernel: ThreadCounters | None = None
     interrupts: int | None = None

@@ -57,6 +57,8 @@ Event: TypeAlias = Ack | GuardReport
 
 #: How long a caller sleeps between looks at the hot thread, in seconds.
 _NAP_S: Final = 0.0001
+#: How long after the last `HotThread.poll` a thread still counts as supervised, in seconds.
+_SUPERVISED_S: Final = 1.0
 #: Longest time that the end of the interpreter waits for one hot thread, in seconds.
 _EXIT_PATIENCE_S: Final = 5.0
 #: Answers that `wait_for` still knows.
@@ -210,6 +212,12 @@ class HotThread:
         self._pending: deque[Event] = deque()
         self._recent: dict[int, Ack] = {}
         self._log_drops_told = 0
+        #: System calls by what they were and who made them; the first of each is logged.
+        self._guard_counts: dict[tuple[str, str], int] = {}
+        self._polled_s: float | None = None
+        #: Readers that were handed over, by ticket, until they are answered for.
+        self._handed: dict[int, QueueReader] = {}
+        self._sources: dict[int, QueueReader] = {}
         self._warnings: tuple[str, ...] = ()
         self._failure: HotThreadFailed | None = None
         self._phase: Literal["new", "running", "ended"] = "new"
@@ -252,6 +260,7 @@ class HotThread:
                 self._close_provisioner()
                 raise self._failed(failure)
             self._phase = "running"
+            self._sources = dict(enumerate(self._readers))
             _running.add(self)
         for warning in self._warnings:
             self._log.warning("%s", warning)
@@ -289,6 +298,11 @@ class HotThread:
         """Ask the thread to stop after the message it is at. Does not wait; `stop` gives back."""
         self._check_owner()
         self._core.ask_to_stop()
+
+    def nudge(self) -> None:
+        """Wake the thread if it sleeps: it looks at everything once. Does not wait."""
+        self._check_owner()
+        self._core.nudge()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread ends by itself, and give everything back.
@@ -329,6 +343,8 @@ class HotThread:
             _running.discard(self)
             failure, lost, journal_error = joined
             self._drain()
+            self._handed.clear()
+            self._sources.clear()
             if lost:
                 self._log.warning("%s commands were sent but not taken", len(lost))
             self._close_provisioner()
@@ -442,9 +458,15 @@ class HotThread:
         """
         about = self._about_reader(reader) if self._journal is not None else b""
         provisioner = self._serving()
-        return self._send(
-            lambda ticket: self._core.add_reader(ticket, reader, provisioner, about), timeout
-        )
+
+        def attempt(ticket: int) -> bool:
+            self._handed[ticket] = reader
+            if self._core.add_reader(ticket, reader, provisioner, about):
+                return True
+            del self._handed[ticket]
+            return False
+
+        return self._send(attempt, timeout)
 
     def remove_reader(self, source: int, *, timeout: float | None = None) -> int:
         """Ask for a source back; return the ticket that `ReaderRemoved` answers to."""
@@ -456,10 +478,29 @@ class HotThread:
         number = self._output(output)
         about = self._about_writer(writer) if self._journal is not None else b""
         provisioner = self._serving()
-        return self._send(
+        ticket = self._send(
             lambda ticket: self._core.add_writer(ticket, number, writer, provisioner, about),
             timeout,
         )
+        with self._lock:
+            self._outputs[number] = writer
+        return ticket
+
+    @property
+    def outputs(self) -> dict[str, QueueWriter]:
+        """The writers that were handed over last, by output. Moved until `stop` gives them back."""
+        with self._lock:
+            names = self._program.outputs
+            return {names[number]: writer for number, writer in self._outputs.items()}
+
+    @property
+    def sources(self) -> dict[int, QueueReader]:
+        """The readers that the thread has, by source, as far as its answers were drained.
+
+        They are moved: only their `name` and `path` can be asked for.
+        """
+        with self._lock:
+            return dict(self._sources)
 
     def _send(self, attempt: Any, timeout: float | None) -> int:
         self._check_owner()
@@ -499,6 +540,7 @@ class HotThread:
         ``chronicle.hot.<name>``, and so do reports of the guard.
         """
         self._check_owner()
+        self._polled_s = time.monotonic()
         with self._lock:
             self._drain()
             taken = list(self._pending)
@@ -555,7 +597,23 @@ class HotThread:
             for native in self._core.drain_guard():
                 report = GuardReport.from_native(native)
                 self._pending.append(report)
-                self._log.warning("system call on the hot thread: %s", report)
+                self._note_report(report)
+
+    def _note_report(self, report: GuardReport) -> None:
+        """Log a system call if it is the first from its place; count it in any case."""
+        key = (report.name, str(report.caller or report.call_site))
+        count = self._guard_counts[key] = self._guard_counts.get(key, 0) + 1
+        if count == 1:
+            self._log.warning("system call on the hot thread: %s", report)
+
+    @property
+    def guard_counts(self) -> dict[tuple[str, str], int]:
+        """System calls that were reported, by name and the place that they came from.
+
+        Only the first of each is logged.
+        """
+        with self._lock:
+            return dict(self._guard_counts)
 
     def _take_ack(self, ack: Ack) -> None:
         self._pending.append(ack)
@@ -564,6 +622,13 @@ class HotThread:
             self._recent[ticket] = ack
             if len(self._recent) > _RECENT_MAX:
                 del self._recent[next(iter(self._recent))]
+        match ack:
+            case ReaderAdded() if ack.ticket in self._handed:
+                self._sources[ack.source] = self._handed.pop(ack.ticket)
+            case ReaderRemoved() | SourceFailed():
+                self._sources.pop(ack.source, None)
+            case Refused():
+                self._handed.pop(ack.ticket, None)
         match ack:
             case SourceFailed():
                 self._log.error("source %s failed and was taken out: %s", ack.source, ack.error)
@@ -633,7 +698,14 @@ class HotThread:
             if self.core is not None:
                 with contextlib.suppress(LookupError):
                     interrupts = core_interrupts(self.core).total
-        return HotStatus(warnings=self._warnings, kernel=kernel, interrupts=interrupts, **words)
+        polled_s = self._polled_s
+        return HotStatus(
+            warnings=self._warnings,
+            supervised=polled_s is not None and time.monotonic() - polled_s < _SUPERVISED_S,
+            kernel=kernel,
+            interrupts=interrupts,
+            **words,
+        )
 
     @property
     def loop_gap(self) -> Histogram:

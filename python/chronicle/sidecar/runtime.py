@@ -18,8 +18,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from chronicle.errors import BadArgument, Closed
@@ -27,9 +28,15 @@ from chronicle.sidecar import affinity
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
 if TYPE_CHECKING:
-    from chronicle.queue import StrPath
+    from chronicle.queue import Provisioner, Start, StrPath
+    from chronicle.sidecar.cursors import CursorFlush
     from chronicle.sidecar.discovery import Discovery, OnChange
+    from chronicle.sidecar.handover import HandOver
+    from chronicle.sidecar.heartbeats import Heartbeats
+    from chronicle.sidecar.hotcare import HotCare, HotLike, OnEvent
+    from chronicle.sidecar.metrics import Metrics
     from chronicle.sidecar.mirror import Mirror
+    from chronicle.sidecar.retention import Retention
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -37,6 +44,7 @@ __all__ = ["ShutdownReport", "Sidecar"]
 _log = logging.getLogger("chronicle.sidecar")
 
 R = TypeVar("R")
+HotT = TypeVar("HotT", bound="HotLike")
 Fn = TypeVar("Fn", bound=Callable[[], Any])
 
 #: Threads for what may block for a moment.
@@ -109,8 +117,10 @@ class Sidecar:
         self._report: ShutdownReport | None = None
         self._stopping = False
         self._pid = os.getpid()
-        #: For metrics.
+        self.cares: list[HotCare] = []
         self.mirrors: list[Mirror] = []
+        self._known_sources: set[Path] = set()
+        self._provisioner: Provisioner | None = None
         self._closers: list[Callable[[], object]] = []
         self._hot_cores: set[int] = set()
         self._allowed_cores = os.sched_getaffinity(0)
@@ -513,6 +523,232 @@ class Sidecar:
         self.add_service(keeper.service(name or f"mirror {mirror.source}"))
         return mirror
 
+    # --- Hot threads ---
+
+    def attach(
+        self,
+        thread: HotT,
+        *,
+        on_event: OnEvent | None = None,
+        start: bool = True,
+        drain_s: float = 5.0,
+    ) -> HotT:
+        """Look after a hot thread from now on: poll it, log for it, stop it in order; return it.
+
+        After it has stopped, the queues that it wrote are flushed.
+
+        Whatever comes back from it is polled here; others get it by `on_event`, or ask for the
+        answer to their own command with `HotThread.wait_for`. Threads of the sidecar keep off its
+        core.
+
+        Parameters
+        ----------
+        on_event
+            Called on the sidecar with each answer and each report of the guard, and with the
+            `HotThreadFailed` if it ends by itself.
+        start
+            Start it, if it was not started yet.
+        drain_s
+            At the shutdown: how long to wait for it to take what is there, and then for its end.
+        """
+        from chronicle.sidecar.hotcare import HotCare
+
+        pinned = thread.core is not None
+        care = HotCare(thread, drain_s=drain_s, keep_off=self._keep_off_again if pinned else None)
+        if on_event is not None:
+            care.listen(on_event)
+        if thread.core is not None:
+            self.keep_off({thread.core})
+        if start and thread.status.state == "new":
+            thread.start()
+        self.cares.append(care)
+        self.add_service(care.service(f"hot {thread.name}"))
+        self.add_service(care.flush_service(f"flush {thread.name}"))
+        return thread
+
+    def discover(
+        self,
+        pattern: str | os.PathLike[str],
+        thread: HotLike,
+        *,
+        name: str | None,
+        start: Start = "resume",
+        on_change: OnChange | None = None,
+        interval_s: float = 1.0,
+        watch: bool = True,
+        backoff: Backoff | None = None,
+    ) -> HandOver:
+        """Have a hot thread read every queue that matches a pattern, for as long as it is there.
+
+        Readers are opened, mapped, prefaulted and provisioned here, and handed over ready to read.
+        What fails is tried again, with growing pauses; a queue that vanishes is taken out; one that
+        comes again is handed over again.
+
+        Parameters
+        ----------
+        pattern
+            As for `watch`.
+        thread
+            A hot thread; it is attached if it was not yet.
+        name
+            Of the readers; ``None``: unregistered, so nothing resumes and retention does not wait.
+        start
+            Where to begin in a queue that is read for the first time; see `Queue.open_subscriber`.
+        on_change
+            Told of each change, too.
+        """
+        from chronicle.sidecar.discovery import Discovery
+        from chronicle.sidecar.handover import HandOver
+        from chronicle.sidecar.scan import Pattern
+
+        if not any(care.thread is thread for care in self.cares):
+            self.attach(thread)
+        care = next(care for care in self.cares if care.thread is thread)
+        wanted = Pattern(pattern)
+        hand_over = HandOver(
+            care,
+            name=name,
+            start=start,
+            provisioner=lambda: self.provisioner,
+            backoff=backoff or self.backoff,
+            on_change=on_change,
+        )
+        discovery = Discovery(wanted, hand_over.on_change, interval_s=interval_s, watch=watch)
+        self.close_at_stop(hand_over.close)
+        self.add_service(hand_over.service(f"discovery {wanted.text}", discovery))
+        return hand_over
+
+    @property
+    def provisioner(self) -> Provisioner:
+        """The native worker that keeps the next segments ready; made when first asked for.
+
+        Pass it to hot threads, publishers and subscribers of this process. Closed at the very end.
+        """
+        with self._lock:
+            if self._provisioner is None:
+                from chronicle.queue import Provisioner
+
+                self._provisioner = Provisioner()
+                self.close_at_stop(self._provisioner.close)
+        return self._provisioner
+
+    def release_retired(self) -> int:
+        """Unmap what hot threads have given back or left behind; return how many.
+
+        Interrupts their cores for some microseconds. The end of a hot thread does it anyway.
+        """
+        return sum(care.release() for care in self.cares)
+
+    # --- Queues ---
+
+    def retain(
+        self,
+        pattern: str | os.PathLike[str],
+        *,
+        bytes_max: int | None = None,
+        age_s_max: float | None = None,
+        interval_s: float = 10.0,
+        name: str | None = None,
+    ) -> Retention:
+        """Delete old segments of queues at an interval, by size, age, or both.
+
+        Parameters
+        ----------
+        pattern
+            Of the queues, or the path of one.
+        bytes_max
+            Per queue: the oldest go while all together take more.
+        age_s_max
+            They go once their newest message is older, in seconds.
+        """
+        from chronicle.sidecar.retention import Retention
+        from chronicle.sidecar.scan import Pattern
+
+        wanted = Pattern(pattern)
+        retention = Retention(
+            wanted, bytes_max=bytes_max, age_s_max=age_s_max, interval_s=interval_s
+        )
+        self.add_service(retention.service(name or f"retention {wanted.text}"))
+        return retention
+
+    def flush_cursors(
+        self, *queues: StrPath, interval_s: float = 1.0, name: str = "cursors"
+    ) -> CursorFlush:
+        """Bring what readers have committed to the disk at an interval, and at the end.
+
+        Of these queues, and of all that attached hot threads read. On a tmpfs it does nothing.
+        """
+        from chronicle.sidecar.cursors import CursorFlush
+
+        fixed = [Path(queue).absolute() for queue in queues]
+        flush = CursorFlush(lambda: {*fixed, *self._sources()}, interval_s=interval_s)
+        self.add_service(flush.service(name))
+        return flush
+
+    def _sources(self) -> set[Path]:
+        """Directories of the queues that hot threads read, or have read."""
+        for care in self.cares:
+            readers = care.thread.sources.values()
+            self._known_sources |= {Path(reader.path).absolute() for reader in readers}
+        return self._known_sources
+
+    def heartbeat(
+        self,
+        queue: StrPath,
+        *,
+        interval_s: float = 1.0,
+        works: Callable[[], bool] | HotLike | None = None,
+        name: str | None = None,
+    ) -> Heartbeats:
+        """Write a heartbeat beside a queue for as long as its owner works.
+
+        Parameters
+        ----------
+        works
+            Asked before each beat; or the hot thread that writes: it works while it runs and has
+            not failed. By default the sidecar itself is what works.
+        """
+        from chronicle.sidecar.heartbeats import Heartbeats
+
+        if works is None:
+            asked = _always
+        elif callable(works):
+            asked = works
+        else:
+            thread = works
+
+            def asked() -> bool:
+                return thread.status.state in ("running", "parked")
+
+        beats = Heartbeats(queue, interval_s=interval_s, works=asked)
+        self.add_service(beats.service(name or f"heartbeat {Path(queue)}"))
+        return beats
+
+    def metrics(
+        self,
+        port: int = 0,
+        *,
+        address: str = "127.0.0.1",
+        queues: Iterable[str] = (),
+        name: str = "metrics",
+    ) -> Metrics:
+        """Serve metrics for Prometheus; needs the extra `metrics`.
+
+        Parameters
+        ----------
+        port
+            0 for any that is free: see the result's ``port``.
+        address
+            Reachable from this host only by default.
+        queues
+            Patterns of more queues to tell of.
+        """
+        from chronicle.sidecar.metrics import Metrics
+
+        metrics = Metrics(self, port=port, address=address, queues=queues)
+        self.add_service(metrics.service(name))
+        return metrics
+
     # --- Services ---
 
     def add_service(self, service: Service, *, backoff: Backoff | None = None) -> Service:
@@ -547,6 +783,9 @@ class Sidecar:
         self._hot_cores |= set(cores)
         affinity.keep_off(self._hot_cores, self._allowed_cores)
 
+    def _keep_off_again(self) -> None:
+        self.keep_off(())
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = self._loop
         if loop is None or self._report is not None or self.died is not None:
@@ -557,6 +796,10 @@ class Sidecar:
         state = "running" if self.alive else "stopped" if self._report else "new"
         failed = [name for name, h in self.health().items() if h.state is State.FAILED]
         return f"<Sidecar {state}, {len(self.health())} services, failed: {failed}>"
+
+
+def _always() -> bool:
+    return True
 
 
 def _name_of(function: Callable[..., object]) -> str:
