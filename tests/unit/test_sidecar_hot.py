@@ -354,7 +354,7 @@ def test_retention_is_applied_to_every_queue_and_tells_who_holds(folder, caplog)
                 )
                 eventually(lambda: retention.segments_deleted == 4)
                 eventually(lambda: retention.held == {str(folder / "b"): "slow"})
-                assert "1 queues held by readers" in sidecar.health()["r"].detail
+                eventually(lambda: "1 queues held by readers" in sidecar.health()["r"].detail)
                 shutil.rmtree(folder / "a")
         assert chronicle.inspect(folder / "b")["floor_segment"] == 0
         assert caplog.text.count("reader 'slow' holds 4 segments") == 1
