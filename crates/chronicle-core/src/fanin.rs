@@ -16,6 +16,8 @@
 //! and after every `max(64, sources)` messages, so an idle source costs less than one load per
 //! message; strict mode emits a head only if every idle source has already shown a later timestamp.
 //!
+//! One source alone is read without any of this.
+//!
 //! A fan-in that was made with a capacity holds all its memory from the start: adding, removing and
 //! merging within it touch no heap, so that a hot thread may do all three.
 //!
@@ -114,7 +116,12 @@ pub struct FanIn {
     /// before all others.
     gap_reported: bool,
     active: usize,
+    /// The number of the source that is alone, or [`NONE`].
+    only: u32,
 }
+
+/// No source.
+const NONE: u32 = u32::MAX;
 
 impl FanIn {
     /// A fan-in that grows with its sources.
@@ -137,6 +144,7 @@ impl FanIn {
             failed: VecDeque::new(),
             gap_reported: false,
             active: 0,
+            only: NONE,
         };
         fan.reserve(sources_max);
         fan
@@ -193,7 +201,7 @@ impl FanIn {
             self.sources[number] = Some(source);
         }
         self.active += 1;
-        self.fit_tree();
+        self.note_active();
         self.idle.push(number as u32);
         self.until_idle_check = 0;
     }
@@ -212,7 +220,7 @@ impl FanIn {
         while self.sources.last().is_some_and(Option::is_none) {
             self.sources.pop();
         }
-        self.fit_tree();
+        self.note_active();
         Some(source.reader)
     }
 
@@ -236,6 +244,51 @@ impl FanIn {
     #[inline]
     #[allow(clippy::should_implement_trait)] // An iterator cannot lend records.
     pub fn next(&mut self) -> Result<Option<(usize, Record<'_>)>, (usize, Error)> {
+        let next = if self.only != NONE { self.next_of_one() } else { self.next_of_many() };
+        let Some((number, raw)) = next? else { return Ok(None) };
+        let source = self.sources.get(number as usize).and_then(Option::as_ref);
+        Ok(source.map(|source| (number as usize, Record::new(raw, source.reader.segment()))))
+    }
+
+    /// With one source there is nothing to merge: its next record is the next message, and the tree
+    /// is left alone.
+    #[inline(always)]
+    fn next_of_one(&mut self) -> Result<Option<(u32, RawRecord)>, (usize, Error)> {
+        let number = self.only;
+        let Some(source) = self.sources[number as usize].as_mut() else { return Ok(None) };
+        if source.head.is_some() || !self.failed.is_empty() {
+            // Left over from before it was alone.
+            return self.next_of_many();
+        }
+        let looked = source.reader.peek();
+        let Ok(Some(raw)) = looked else {
+            self.rest(number);
+            return match looked {
+                Err(error) => Err(self.report(number, error)),
+                _ => Ok(None),
+            };
+        };
+        source.reader.advance(&raw);
+        source.watermark = source.watermark.max(raw.timestamp_ns);
+        source.has_shown = true;
+        if self.delivered.is_none() {
+            self.idle.clear();
+            self.delivered = Some(number);
+        }
+        Ok(Some((number, raw)))
+    }
+
+    /// The source that is alone has nothing now: it is idle.
+    #[inline(always)]
+    fn rest(&mut self, number: u32) {
+        if self.delivered.take().is_some() {
+            self.set_key(number, ABSENT);
+            self.idle.push(number);
+        }
+    }
+
+    #[inline(always)]
+    fn next_of_many(&mut self) -> Result<Option<(u32, RawRecord)>, (usize, Error)> {
         if let Some(number) = self.delivered.take() {
             self.refill(number)?;
         }
@@ -249,16 +302,16 @@ impl FanIn {
             }
         }
         self.until_idle_check -= 1;
-        let number = key.source() as usize;
-        let Some(source) = self.sources[number].as_mut() else {
+        let number = key.source();
+        let Some(source) = self.sources[number as usize].as_mut() else {
             return Ok(None);
         };
         let Some(head) = source.head.take() else {
             return Ok(None);
         };
         source.reader.advance(&head);
-        self.delivered = Some(key.source());
-        Ok(Some((number, Record::new(head, source.reader.segment()))))
+        self.delivered = Some(number);
+        Ok(Some((number, head)))
     }
 
     /// Commits, on every source, what was delivered and nothing more. Two stores per source.
@@ -449,6 +502,15 @@ impl FanIn {
             node /= 2;
             self.tree[node] = self.tree[2 * node].lesser(self.tree[2 * node + 1]);
         }
+    }
+
+    /// After a source has come or gone.
+    fn note_active(&mut self) {
+        self.only = match self.active {
+            1 => self.sources.iter().position(Option::is_some).map_or(NONE, |n| n as u32),
+            _ => NONE,
+        };
+        self.fit_tree();
     }
 
     /// Gives the tree as many leaves as the sources need, and plays all matches.

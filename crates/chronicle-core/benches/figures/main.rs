@@ -12,6 +12,7 @@
 mod append;
 mod fan;
 mod guard;
+mod hot;
 mod latency;
 mod places;
 mod roll;
@@ -56,12 +57,15 @@ fn main() {
         Some("throughput") => throughput::measure(&run),
         Some("throughput-child") => return throughput::child(&run, &page),
         Some("fan") => fan::measure(&run),
+        Some("hot") => hot::measure(&run),
         Some("open") => places::measure_open(&run),
         Some("seek") => places::measure_seek(&run),
         Some("roll") => roll::measure(&run),
         Some("guard") => guard::measure(&run),
         other => {
-            eprintln!("{other:?}: append, latency, throughput, fan, open, seek, roll or guard");
+            eprintln!(
+                "{other:?}: append, latency, throughput, fan, hot, open, seek, roll or guard"
+            );
             std::process::exit(2);
         }
     };
