@@ -1,6 +1,7 @@
 //! The fan-in against oracles that are obviously right: a sort, and a merge that looks at every
 //! source for every message.
 
+use chronicle_core::fanin::NoRoom;
 use chronicle_core::queue::retention;
 use chronicle_core::wait::{WaitStrategy, Waited};
 use chronicle_core::{
@@ -186,6 +187,8 @@ struct Stateful {
     temp: Temp,
     writers: Vec<Writer>,
     mode: MergeMode,
+    /// Whether the fan-in was made for four sources, and must not grow.
+    bounded: bool,
     fan: FanIn,
     /// Source number in the fan-in, by queue, and back.
     number_of: BTreeMap<usize, usize>,
@@ -195,18 +198,23 @@ struct Stateful {
 }
 
 impl Stateful {
-    fn new(mode: MergeMode) -> Self {
+    fn new(mode: MergeMode, bounded: bool) -> Self {
         let temp = Temp::new();
         Self {
             writers: temp.writers(4),
             temp,
             mode,
-            fan: FanIn::new(mode),
+            bounded,
+            fan: Self::fan(mode, bounded),
             number_of: BTreeMap::new(),
             queue_of: BTreeMap::new(),
             delivered: [0; 4],
             committed: [0; 4],
         }
+    }
+
+    fn fan(mode: MergeMode, bounded: bool) -> FanIn {
+        if bounded { FanIn::with_capacity(mode, 4) } else { FanIn::new(mode) }
     }
 
     fn step(&mut self, step: &Step) {
@@ -230,7 +238,7 @@ impl Stateful {
             Step::Remove { source } => self.remove(source),
             Step::Add { source } => self.add(source),
             Step::Reopen => {
-                self.fan = FanIn::new(self.mode);
+                self.fan = Self::fan(self.mode, self.bounded);
                 let queues: Vec<_> = self.number_of.keys().copied().collect();
                 self.number_of.clear();
                 self.queue_of.clear();
@@ -252,7 +260,11 @@ impl Stateful {
         if self.number_of.contains_key(&queue) {
             return;
         }
-        let number = self.fan.add(self.temp.reader(queue));
+        let reader = self.temp.reader(queue);
+        let number = match self.bounded {
+            true => self.fan.try_add(reader).map_err(|_| "no room").unwrap(),
+            false => self.fan.add(reader),
+        };
         assert!(self.queue_of.insert(number, queue).is_none(), "a source number in use");
         self.number_of.insert(queue, number);
         self.delivered[queue] = self.committed[queue];
@@ -325,15 +337,15 @@ proptest! {
     }
 
     #[test]
-    fn live_loses_nothing_while_sources_come_go_commit_and_come_back(steps in steps()) {
-        let mut state = Stateful::new(MergeMode::Live);
+    fn live_loses_nothing_while_sources_come_go_commit_and_come_back(steps in steps(), bounded: bool) {
+        let mut state = Stateful::new(MergeMode::Live, bounded);
         steps.iter().for_each(|step| state.step(step));
         state.finish();
     }
 
     #[test]
-    fn strict_loses_nothing_while_sources_come_go_commit_and_come_back(steps in steps()) {
-        let mut state = Stateful::new(MergeMode::Strict);
+    fn strict_loses_nothing_while_sources_come_go_commit_and_come_back(steps in steps(), bounded: bool) {
+        let mut state = Stateful::new(MergeMode::Strict, bounded);
         steps.iter().for_each(|step| state.step(step));
         state.finish();
     }
@@ -550,5 +562,95 @@ fn a_fan_in_without_sources_has_nothing_and_waits_no_longer_than_asked() {
         let timeout = Some(Duration::from_millis(1));
         assert_eq!(fan.wait(WaitStrategy::Sleep, timeout).unwrap(), Waited::TimedOut);
         assert!(fan.remove(0).is_none());
+    }
+}
+
+#[test]
+fn a_full_fan_in_gives_the_reader_back_and_has_room_when_one_goes() {
+    let temp = Temp::new();
+    let mut writers = temp.writers(3);
+    for (i, writer) in writers.iter_mut().enumerate() {
+        append(writer, 10 - i as u64);
+    }
+    let mut fan = FanIn::with_capacity(MergeMode::Live, 2);
+    assert_eq!(fan.try_add(temp.reader(0)).map_err(|_| ()), Ok(0));
+    assert_eq!(fan.try_add(temp.reader(1)).map_err(|_| ()), Ok(1));
+    let Err(NoRoom(mut back)) = fan.try_add(temp.reader(2)) else { panic!("there was room") };
+    assert_eq!(back.next().unwrap().unwrap().raw.timestamp_ns, 8);
+    back.seek(Start::Sequence(1)).unwrap();
+    assert_eq!(next(&mut fan), Some((9, 1, 1)));
+    drop(fan.remove(0));
+    assert_eq!(fan.try_add(back).map_err(|_| ()), Ok(0));
+    assert_eq!(next(&mut fan), Some((8, 0, 1)));
+    assert_eq!(next(&mut fan), None);
+    // `add` grows where `try_add` does not.
+    assert_eq!(fan.add(temp.reader(0)), 2);
+    assert_eq!(next(&mut fan), Some((10, 2, 1)));
+}
+
+#[test]
+fn what_is_undelivered_comes_again_in_its_place() {
+    let temp = Temp::new();
+    for count in [1, 3] {
+        let mut writers = temp.writers(count);
+        for writer in &mut writers {
+            append_all(writer, [5, 7, 9]);
+        }
+        let mut fan = temp.fan_in(MergeMode::Live, count);
+        let mut all = Vec::new();
+        loop {
+            let raw = match fan.next().map_err(|e| e.1).unwrap() {
+                Some((_, record)) => record.raw,
+                None => break,
+            };
+            fan.undeliver(&raw);
+            // Twice is once.
+            fan.undeliver(&raw);
+            let again = next(&mut fan).unwrap();
+            assert_eq!(again.2, raw.sequence);
+            all.push(again);
+        }
+        assert_eq!(all.len(), 3 * count);
+        assert!(all.is_sorted());
+        drop(fan);
+        std::fs::remove_dir_all(temp.queue(0)).unwrap();
+    }
+}
+
+#[test]
+fn a_commit_of_one_source_leaves_the_others_where_they_are() {
+    let temp = Temp::new();
+    let mut writers = temp.writers(2);
+    for writer in &mut writers {
+        append_all(writer, [1, 2]);
+    }
+    let mut fan = temp.fan_in(MergeMode::Live, 2);
+    while next(&mut fan).is_some() {}
+    fan.commit_source(1);
+    fan.commit_source(7);
+    drop(fan);
+    assert_eq!(temp.reader(0).next_sequence(), 1);
+    assert_eq!(temp.reader(1).next_sequence(), 3);
+}
+
+#[test]
+fn arming_says_whether_there_is_something_and_rings_for_every_source_without_a_head() {
+    use chronicle_core::fanin::Armed;
+    for mode in [MergeMode::Live, MergeMode::Strict] {
+        let temp = Temp::new();
+        let mut writers = temp.writers(2);
+        let mut fan = temp.fan_in(mode, 2);
+        let mut words = Vec::new();
+        assert_eq!((fan.arm(&mut words), words.len()), (Armed::All, 2));
+        append(&mut writers[1], 5);
+        words.clear();
+        assert_eq!(fan.arm(&mut words), Armed::Ready);
+        let delivered = next(&mut fan).is_some();
+        assert_eq!(delivered, mode == MergeMode::Live);
+        while next(&mut fan).is_some() {}
+        words.clear();
+        // Strict: the head of source 1 is held up by source 0, the only one to wait for.
+        let waited_for = if mode == MergeMode::Live { 2 } else { 1 };
+        assert_eq!((fan.arm(&mut words), words.len()), (Armed::All, waited_for));
     }
 }

@@ -276,7 +276,7 @@ fn write_and_read(checksum: bool, provisioned: bool) -> ! {
 fn merge(mode: MergeMode) -> ! {
     let provisioner = Provisioner::new().unwrap();
     let mut writers = Vec::new();
-    let mut fan = FanIn::new(mode);
+    let mut fan = FanIn::with_capacity(mode, SOURCES);
     for source in 0..SOURCES {
         let path = dir().join(format!("queue-{source}"));
         let writer = Writer::open(&path, &options(false)).unwrap();
@@ -289,6 +289,8 @@ fn merge(mode: MergeMode) -> ! {
     std::thread::spawn(move || {
         let payload = [7_u8; 200];
         let mut timestamp_ns = 0;
+        let mut words = Vec::with_capacity(SOURCES);
+        let mut turn = 0;
         run_hot(rolls(), || {
             spin_until(|| {
                 writers.iter().all(Writer::is_provisioned)
@@ -303,8 +305,14 @@ fn merge(mode: MergeMode) -> ! {
             }
             while let Some((source, record)) = fan.next().map_err(|e| e.1).unwrap() {
                 std::hint::black_box((source, record.payload()));
+                fan.commit_source(source);
             }
-            fan.commit();
+            // Sources go and come back, and all doorbells are armed.
+            turn = (turn + 1) % SOURCES;
+            let reader = fan.remove(turn).unwrap();
+            assert_eq!(fan.try_add(reader).map_err(|_| "full").unwrap(), turn);
+            words.clear();
+            std::hint::black_box(fan.arm(&mut words));
             (0..SOURCES).map(|s| fan.reader(s).map_or(0, |r| r.segment().index)).sum()
         })
     });

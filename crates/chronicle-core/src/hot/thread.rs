@@ -261,8 +261,8 @@ fn live(run: &mut Loop, shared: &Arc<Shared>) {
     if run.failure.is_some() {
         return;
     }
-    let counted = Counted::new(Arc::clone(&shared.page));
     let Some(guarded) = run.arm() else { return };
+    let counted = Counted::new(Arc::clone(&shared.page));
     shared.page.set_state(State::Running);
     // Reports read the stack for return addresses: none of before.
     thread::clear_stack();
