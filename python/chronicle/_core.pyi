@@ -19,6 +19,7 @@ __all__ = [
     "QueueReader",
     "QueueWriter",
     "Receiver",
+    "Replay",
     "Run",
     "Sender",
     "__version__",
@@ -258,6 +259,33 @@ class Provisioner:
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
+
+@final
+class Replay:
+    def __new__(
+        cls,
+        addresses: tuple[int, int, int, int, int, int],
+        flags: int,
+        state: bytes,
+        counters: int,
+        outputs: Sequence[QueueWriter | None],
+        log_records: int,
+    ) -> Self: ...
+    def feed(
+        self,
+        kind: int,
+        type_id: int,
+        source: int,
+        sequence: int,
+        timestamp_ns: int,
+        now_ns: int,
+        payload: bytes,
+    ) -> tuple[bool, dict[str, Any] | None]: ...
+    def state(self) -> bytes: ...
+    def counters(self) -> list[int]: ...
+    def drain_log(self, count_max: int) -> bytes: ...
+    def next_seqs(self) -> list[int | None]: ...
+    def close(self) -> None: ...
 
 @final
 class Sender:

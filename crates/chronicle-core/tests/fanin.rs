@@ -598,11 +598,8 @@ fn what_is_undelivered_comes_again_in_its_place() {
         }
         let mut fan = temp.fan_in(MergeMode::Live, count);
         let mut all = Vec::new();
-        loop {
-            let raw = match fan.next().map_err(|e| e.1).unwrap() {
-                Some((_, record)) => record.raw,
-                None => break,
-            };
+        while let Some((_, record)) = fan.next().map_err(|e| e.1).unwrap() {
+            let raw = record.raw;
             fan.undeliver(&raw);
             // Twice is once.
             fan.undeliver(&raw);

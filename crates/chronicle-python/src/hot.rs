@@ -13,15 +13,16 @@ use crate::provision::Provisioner;
 use crate::reader::{self, QueueReader};
 use crate::waiting;
 use crate::writer::QueueWriter;
+use chronicle_core::hot::abi;
 use chronicle_core::hot::abi::{HandlerTable, OnHook, OnMessage};
 use chronicle_core::hot::command::{Ack, Command, What};
 use chronicle_core::hot::guard::Guard;
 use chronicle_core::hot::journal::COMMAND_BYTES_MAX;
+use chronicle_core::hot::log::LogRecord;
 use chronicle_core::hot::meter::State;
 use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
 use chronicle_core::hot::shared::Shared;
 use chronicle_core::hot::thread::{self, Cargo, HotThread, Options, Program, StartError};
-use chronicle_core::hot::{abi, log};
 use chronicle_core::os::clock;
 use chronicle_core::os::thread::current_id;
 use chronicle_core::queue::provision::{Chores, Endpoint};
@@ -30,6 +31,7 @@ use chronicle_core::wait::WaitStrategy;
 use chronicle_core::{MergeMode, Reader, Writer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
+use rtrb::Consumer;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -105,7 +107,7 @@ fn bad(what: &str, found: &str, expected: &str) -> PyErr {
 }
 
 /// The functions of a table, by address; 0 is none.
-fn table(addresses: [usize; 6], flags: u32) -> HandlerTable {
+pub fn table(addresses: [usize; 6], flags: u32) -> HandlerTable {
     let [on_message, hooks @ ..] = addresses;
     // SAFETY: a null address is none, any other is what the caller says is such a function: calling
     // it is what `NativeHandler` and compiled handlers are for. Nothing is called here.
@@ -404,13 +406,10 @@ impl HotCore {
 
     /// At most `count_max` log records, 64 bytes each, oldest first.
     fn drain_log<'py>(&self, py: Python<'py>, count_max: usize) -> Bound<'py, PyBytes> {
-        let mut bytes: Vec<u8> = Vec::new();
-        if let Life::Running(hot) | Life::Ended(hot) = &mut *lock(&self.life) {
-            for _ in 0..count_max {
-                let Ok(record) = hot.logs.pop() else { break };
-                bytes.extend_from_slice(&log_bytes(&record));
-            }
-        }
+        let bytes = match &mut *lock(&self.life) {
+            Life::Running(hot) | Life::Ended(hot) => log_bytes(&mut hot.logs, count_max),
+            Life::New | Life::Changing => Vec::new(),
+        };
         PyBytes::new(py, &bytes)
     }
 
@@ -839,17 +838,12 @@ fn check_bytes(len_bytes: usize) -> PyResult<()> {
     Err(raise("TooLarge", text, &fields))
 }
 
-/// A record as it stands in memory.
-fn log_bytes(record: &log::LogRecord) -> [u8; size_of::<log::LogRecord>()] {
-    let mut bytes = [0; size_of::<log::LogRecord>()];
-    bytes[..8].copy_from_slice(&record.ns.to_le_bytes());
-    bytes[8..12].copy_from_slice(&record.site.to_le_bytes());
-    bytes[12] = record.count;
-    bytes[13] = record.level;
-    bytes[14..16].copy_from_slice(&record.spare.to_le_bytes());
-    bytes[16..24].copy_from_slice(&record.tags.to_le_bytes());
-    for (place, arg) in bytes[24..].chunks_exact_mut(8).zip(record.args) {
-        place.copy_from_slice(&arg.to_le_bytes());
+/// At most `count_max` records, as they stand in memory.
+pub fn log_bytes(logs: &mut Consumer<LogRecord>, count_max: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..count_max {
+        let Ok(record) = logs.pop() else { break };
+        bytes.extend_from_slice(&record.to_bytes());
     }
     bytes
 }

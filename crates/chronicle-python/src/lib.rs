@@ -13,6 +13,7 @@ mod guard;
 mod hot;
 mod hot_callable;
 mod hot_convert;
+mod hot_replay;
 mod message;
 mod numbers;
 mod owned;
@@ -40,6 +41,7 @@ mod _core {
         floor::Floor,
         guard::GuardTrial,
         hot::{HotCore, hot_symbols},
+        hot_replay::Replay,
         message::{Message, Run},
         provision::Provisioner,
         reader::QueueReader,

@@ -283,7 +283,7 @@ class HotThread:
             If the handler does not return in time. The thread still stops when it does; call again.
         """
         self._check_owner()
-        if self._phase != "running":
+        if self._phase_now() != "running":
             return
         self._core.ask_to_stop()
         if self._is_own_thread():
@@ -297,7 +297,8 @@ class HotThread:
     def ask_to_stop(self) -> None:
         """Ask the thread to stop after the message it is at. Does not wait; `stop` gives back."""
         self._check_owner()
-        self._core.ask_to_stop()
+        if self._phase_now() == "running":
+            self._core.ask_to_stop()
 
     def nudge(self) -> None:
         """Wake the thread if it sleeps: it looks at everything once. Does not wait."""
@@ -315,7 +316,7 @@ class HotThread:
             If it still runs.
         """
         self._check_owner()
-        if self._phase == "running":
+        if self._phase_now() == "running":
             self._wait_until_finished(timeout)
             self._finish()
         if self._failure is not None:
@@ -811,8 +812,13 @@ class HotThread:
                 "make hot threads after forking"
             )
 
+    def _phase_now(self) -> str:
+        # Under the lock: a callable may run, and ask, before `start` has returned.
+        with self._lock:
+            return self._phase
+
     def _check_running(self) -> None:
-        if self._phase == "running" and not self._core.is_finished():
+        if self._phase_now() == "running" and not self._core.is_finished():
             return
         if (failure := self.failure) is not None:
             raise failure

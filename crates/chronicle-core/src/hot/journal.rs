@@ -45,12 +45,14 @@ pub struct Input {
     pub source: u32,
     /// Of the message; of a command its ticket.
     pub sequence: u64,
+    /// Of the record; of a command when it was sent.
+    pub timestamp_ns: u64,
     /// The handler's clock in this call.
     pub now_ns: u64,
 }
 
 pub const INPUT_BYTES: usize = size_of::<Input>();
-const _: () = assert!(INPUT_BYTES == 24);
+const _: () = assert!(INPUT_BYTES == 32);
 const _: () = assert!(cfg!(target_endian = "little"));
 
 /// How the thread ended: 0 clean, 1 failed. Then the lengths of what follows.
@@ -73,7 +75,8 @@ impl Input {
         bytes[2..4].copy_from_slice(&self.type_id.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.source.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.now_ns.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.timestamp_ns.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.now_ns.to_le_bytes());
         bytes
     }
 }

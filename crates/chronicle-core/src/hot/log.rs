@@ -35,7 +35,25 @@ pub struct LogRecord {
     pub args: [u64; ARGUMENTS_MAX],
 }
 
-const _: () = assert!(size_of::<LogRecord>() == 64);
+pub const LOG_RECORD_BYTES: usize = size_of::<LogRecord>();
+const _: () = assert!(LOG_RECORD_BYTES == 64);
+
+impl LogRecord {
+    /// As it stands in memory.
+    pub fn to_bytes(&self) -> [u8; LOG_RECORD_BYTES] {
+        let mut bytes = [0; LOG_RECORD_BYTES];
+        bytes[..8].copy_from_slice(&self.ns.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.site.to_le_bytes());
+        bytes[12] = self.count;
+        bytes[13] = self.level;
+        bytes[14..16].copy_from_slice(&self.spare.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.tags.to_le_bytes());
+        for (place, arg) in bytes[24..].chunks_exact_mut(8).zip(self.args) {
+            place.copy_from_slice(&arg.to_le_bytes());
+        }
+        bytes
+    }
+}
 
 /// The hot thread's end.
 pub struct LogWriter {

@@ -52,17 +52,12 @@ impl Replay {
         Self { table, context, services, shared, logs }
     }
 
-    /// Gives one input to the handler; whether it took it. `timestamp_ns` and `payload` are the
-    /// record's, the command's or the event's.
+    /// Gives one input to the handler; whether it took it. The payload is the record's, the
+    /// command's or the event's.
     ///
     /// # Errors
     /// [`Failure`], as the hot thread's.
-    pub fn feed(
-        &mut self,
-        input: Input,
-        timestamp_ns: u64,
-        payload: &[u8],
-    ) -> Result<bool, Failure> {
+    pub fn feed(&mut self, input: Input, payload: &[u8]) -> Result<bool, Failure> {
         self.context.now_ns = input.now_ns;
         self.context.services = &raw mut *self.services;
         let message = Message {
@@ -73,7 +68,7 @@ impl Replay {
             source: input.source,
             spare: 0,
             sequence: input.sequence,
-            timestamp_ns,
+            timestamp_ns: input.timestamp_ns,
         };
         let context = &raw mut self.context;
         let (during, returned) = match input.kind {
@@ -115,6 +110,11 @@ impl Replay {
                 },
             }),
         }
+    }
+
+    /// The outputs, in the handler's order.
+    pub fn outputs(&self) -> &[Option<Writer>] {
+        &self.services.outputs
     }
 
     /// The outputs, in the handler's order.

@@ -293,7 +293,7 @@ impl Loop {
             if self.awaiting_first != 0 {
                 self.note_first(source);
             }
-            if self.asked_to_stop {
+            if self.asked_to_stop || self.shared.page.must_stop() {
                 return Ok(());
             }
         }
@@ -306,7 +306,7 @@ impl Loop {
             self.prepare(message, During::Message)?;
         }
         let returned = self.call_timed(message);
-        if returned != HANDLED || self.context.flags != 0 {
+        if returned != HANDLED || self.context.flags != 0 || self.guard.must_stop() {
             return self.unusual(returned, message, During::Message).map(drop);
         }
         Ok(())
@@ -323,6 +323,7 @@ impl Loop {
                 type_id: message.type_id,
                 source: message.source,
                 sequence: message.sequence,
+                timestamp_ns: message.timestamp_ns,
                 now_ns,
             };
             let written = if message.kind == KIND_DATA {
@@ -374,6 +375,9 @@ impl Loop {
         if self.context.flags & CONTEXT_STOP != 0 {
             self.context.flags &= !CONTEXT_STOP;
             self.asked_to_stop = true;
+        }
+        if self.guard.must_stop() {
+            return Err(failure(message, during, Cause::Guard));
         }
         match returned {
             HANDLED => Ok(true),
@@ -603,7 +607,7 @@ impl Loop {
             self.prepare(message, during)?;
         }
         let returned = self.call(message);
-        if returned == HANDLED && self.context.flags == 0 {
+        if returned == HANDLED && self.context.flags == 0 && !self.guard.must_stop() {
             return Ok(true);
         }
         self.unusual(returned, message, during)
@@ -640,6 +644,7 @@ impl Loop {
             type_id: 0,
             source: number,
             sequence: ticket,
+            timestamp_ns: times.sent_ns,
             now_ns: times.taken_ns,
         };
         let written = journal.input_with(type_id, input, about);
