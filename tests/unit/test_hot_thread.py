@@ -451,7 +451,7 @@ def test_enforce_stops_the_thread_with_the_violation(tmp_path: Path) -> None:
         send_words(writer, 1)
         writer.append(TYPE_SLOW, b"")
         send_words(writer, 1)
-        with pytest.raises(chronicle.GuardViolation, match="seq=2 .*system call"):
+        with pytest.raises(chronicle.GuardViolation, match=r"seq=2 .*system call"):
             hot.join(60)
         assert hot.state["messages"] == 1
         assert reader.next_seq == 2  # not passed, not committed
