@@ -279,7 +279,9 @@ fn merge(mode: MergeMode) -> ! {
     let mut fan = FanIn::with_capacity(mode, SOURCES);
     for source in 0..SOURCES {
         let path = dir().join(format!("queue-{source}"));
-        let writer = Writer::open(&path, &options(false)).unwrap();
+        let mut writer = Writer::open(&path, &options(false)).unwrap();
+        // The bells that the fan-in arms are rung by the worker.
+        writer.set_hot(true);
         let reader = Reader::open(&path, Some("merge"), Start::Resume).unwrap();
         provisioner.attach_writer(&writer, Chores::default());
         provisioner.attach_reader(&reader);
