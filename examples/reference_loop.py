@@ -1,9 +1,10 @@
 """The pattern in its reference form: a loop that only works, a sidecar that does the rest.
 
-In plain, interpreted Python both share the interpreter lock, so this is for development and tests;
-the loop has the shape that compiled hot threads will have. Run it:
+In plain, interpreted Python both share the interpreter lock, so this is for development and tests.
+`reference_hot.py` is the same program with a compiled handler on a native thread. Run both:
 
     python examples/reference_loop.py
+    python examples/reference_hot.py
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ from pathlib import Path
 
 import chronicle
 from chronicle import AddReader, Stop
+from chronicle.message import MessageBase, i64, u16
 
 STREAMS = ("venue-a", "venue-b", "venue-c")
 MESSAGES = 1_000
 
 
+@chronicle.message(1)
+class Tick(MessageBase):
+    price: i64
+    venue: u16
+
+
 def publish(root: Path) -> None:
     """Open one stream after the other, as venues come up during a day."""
-    for name in STREAMS:
+    for venue, name in enumerate(STREAMS):
         with chronicle.Queue.open_publisher(root / name, segment_bytes=1 << 20) as writer:
             for number in range(MESSAGES):
-                writer.append(1, f"{name} {number}".encode())
+                writer.publish(Tick(price=number * 7 % 1_000, venue=venue))
         time.sleep(0.05)
 
 
@@ -60,28 +68,30 @@ def main() -> None:
         for thread in threads:
             thread.start()
 
-        counts: dict[int, int] = {}
+        counts = [0] * len(STREAMS)
+        sums = [0] * len(STREAMS)
         fanin = chronicle.FanInReader()
         running = True
         while running:
             while (command := rx.try_recv()) is not None:
                 match command:
                     case AddReader(reader):
-                        source = fanin.add_reader(reader)
-                        print(f"source {source}: {Path(reader.path).name}")
+                        fanin.add_reader(reader)
                     case Stop():
                         running = False
             fanin.wait(timeout=0.1)
             while (message := fanin.next()) is not None:
-                assert message.source is not None
-                counts[message.source] = counts.get(message.source, 0) + 1
+                tick = Tick.view(message.payload)
+                counts[tick.venue] += 1
+                sums[tick.venue] += tick.price * message.seq
             fanin.commit()
-            if sum(counts.values()) == len(STREAMS) * MESSAGES:
+            if sum(counts) == len(STREAMS) * MESSAGES:
                 sidecar_runs.clear()
         fanin.close()
         for thread in threads:
             thread.join()
-    print(f"{sum(counts.values())} messages from {len(counts)} streams")
+    for name, count, total in zip(STREAMS, counts, sums, strict=True):
+        print(f"{name}: {count} messages, {total}")
 
 
 if __name__ == "__main__":

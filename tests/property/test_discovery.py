@@ -42,17 +42,19 @@ class World:
         path = self.path(venue, end)
         if path.exists() and not (path / "control").exists():
             identity = os.urandom(16)
-            page = b"CHRNCTL1" + struct.pack("<II", 1, 16) + identity
+            page = b"CHRNCTL1" + struct.pack("<II", 1, 16) + identity + bytes(96) + b"\1"
             (path / "control.tmp").write_bytes(page.ljust(4096, b"\0"))
             (path / "control.tmp").rename(path / "control")
             if end == "out":
                 self.truth[str(path)] = (self.truth[str(path)][0], identity.hex())
 
     def spoil(self, venue: str, end: str) -> None:
-        """Put something there that is no queue, and never becomes one."""
+        """Put something there that is no queue, or will be one when its writer has come."""
         path = self.path(venue, end)
         if path.exists() and not (path / "control").exists():
             (path / "control.tmp").write_bytes(b"something else")
+            page = b"CHRNCTL1" + struct.pack("<II", 1, 16) + bytes(4080)
+            (path / "other").write_bytes(page)
 
     def remove(self, venue: str, end: str) -> None:
         shutil.rmtree(self.path(venue, end), ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ import pytest
 from chronicle.sidecar.discovery import Appeared, Change, Ready, Vanished
 from chronicle.sidecar.scan import Pattern, queue_identity
 
-from tests.queue_support import PATIENCE_S, publisher
+from tests.queue_support import PATIENCE_S, overwrite, publisher
 from tests.sidecar_support import eventually
 
 #: Longer than any test: what is seen is seen because the kernel told.
@@ -68,6 +69,28 @@ def test_a_queue_that_is_deleted_file_by_file_vanishes_first_and_its_directory_l
         eventually(lambda: len(changes) == 5)
     name = str(path)
     assert changes[2:] == [Vanished(name, identity), Appeared(name), Vanished(name, None)]
+
+
+def test_a_queue_is_ready_when_its_first_writer_has_opened_it_which_no_event_tells(folder):
+    changes: list[Change] = []
+    with chronicle.Sidecar() as sidecar:
+        discovery = sidecar.watch(folder / "*", changes.append, interval_s=NEVER_S)
+        with publisher(folder / "made") as writer:
+            identity = identity_of(writer.path)
+        eventually(lambda: len(changes) == 2)
+        # As it is before the writer has stored its epoch, through its mapping.
+        half = folder / ".half"
+        shutil.copytree(folder / "made", half)
+        overwrite(half / "control", 128, bytes(8))
+        half.rename(folder / "half")
+        eventually(lambda: Appeared(str(folder / "half")) in changes)
+        looks = discovery.looks
+        eventually(lambda: discovery.looks > looks + 2)
+        assert len(changes) == 3
+        with (folder / "half" / "control").open("r+b") as file, mmap.mmap(file.fileno(), 0) as page:
+            page[128] = 1
+        eventually(lambda: len(changes) == 4)
+    assert changes[3] == Ready(str(folder / "half"), identity)
 
 
 def test_without_watching_the_interval_is_enough(folder):

@@ -321,6 +321,13 @@ def test_readers_of_a_thread_that_ended_are_closed_and_nobody_tries_for_ever(fol
         assert found.opened == 2
 
 
+def resident_kib(name: str) -> list[int]:
+    """Return how much of each mapping of a file is in the page table."""
+    lines = Path("/proc/self/smaps").read_text().split("\n")
+    where = [index for index, line in enumerate(lines) if line.endswith(name)]
+    return [int(x.split()[1]) for i in where for x in lines[i : i + 8] if x.startswith("Rss:")]
+
+
 def test_readers_handed_over_are_prefaulted_and_provisioned(folder):
     # By the kernel's count: a page fault for each page of the segment, all of them on the sidecar.
     log = Log()
@@ -331,13 +338,8 @@ def test_readers_handed_over_are_prefaulted_and_provisioned(folder):
             sidecar.discover(folder / "*", hot, name="strategy", start="latest")
             eventually(lambda: hot.sources)
             (reader,) = hot.sources.values()
-            maps = Path("/proc/self/smaps").read_text().split("\n")
-            where = [i for i, line in enumerate(maps) if line.endswith(f"q/segments/{0:020}.seg")]
-            resident = [
-                int(line.split()[1]) for i in where for line in maps[i : i + 8] if "Rss" in line
-            ]
-            # The writer's mapping and the reader's.
-            assert resident == [4096, 4096]
+            # The writer's mapping and the reader's; in KiB.
+            eventually(lambda: resident_kib(f"q/segments/{0:020}.seg") == [4096, 4096])
             assert Path(reader.path) == folder / "q"
 
 

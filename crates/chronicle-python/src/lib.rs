@@ -44,7 +44,7 @@ mod _core {
         hot_replay::Replay,
         message::{Message, Run},
         provision::Provisioner,
-        reader::QueueReader,
+        reader::{Prefault, QueueReader},
         writer::QueueWriter,
     };
     use pyo3::prelude::*;

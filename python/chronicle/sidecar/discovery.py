@@ -30,6 +30,8 @@ _log = logging.getLogger("chronicle.sidecar")
 #: never stop changing costs a third of the worker at most.
 _REST = 2.0
 _REST_MIN_S = 0.0005
+#: First pause for queues that are about to be ready; it doubles.
+_ALMOST_S = 0.0005
 
 
 class Appeared(Value):
@@ -177,6 +179,8 @@ class Discovery:
         self._watch = watch
         self._readiness = readiness or queue_identity()
         self._service: Service | None = None
+        self._almost: set[str] = set()
+        self._almost_pause_s = _ALMOST_S
 
     def service(self, name: str) -> Service:
         """Make the service that looks."""
@@ -200,6 +204,16 @@ class Discovery:
         path, why = next(iter(self.unwatched.items()))
         return f"; {len(self.unwatched)} directories not watched, '{path}': {why}"
 
+    def _pause_s(self, look: Look) -> float:
+        """Return how long to wait for an event: not for long if none will come."""
+        if not look.almost or look.almost != self._almost:
+            self._almost = look.almost
+            self._almost_pause_s = _ALMOST_S
+        else:
+            # Its maker may have died.
+            self._almost_pause_s = min(2 * self._almost_pause_s, self._interval_s)
+        return min(self._almost_pause_s if look.almost else self._interval_s, self._interval_s)
+
     async def _tell(self, change: Change) -> None:
         try:
             result = self._on_change(change)
@@ -213,8 +227,7 @@ class Discovery:
     async def _run(self) -> None:
         if not self._watch:
             while True:
-                await self.look()
-                await asyncio.sleep(self._interval_s)
+                await asyncio.sleep(self._pause_s(await self.look()))
         with Watches() as watches:
             while True:
                 begin_s = time.monotonic()
@@ -224,7 +237,7 @@ class Discovery:
                 await asyncio.sleep(max(_REST_MIN_S, _REST * (time.monotonic() - begin_s)))
                 # Something may have come into a new directory before it was watched.
                 if not is_new:
-                    await watches.wait(self._interval_s)
+                    await watches.wait(self._pause_s(look))
                 self.hints, self.overflows = watches.hints, watches.overflows
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from chronicle._core import Prefault
 from chronicle.errors import ChannelFull, ChronicleError, Closed, HotThreadFailed, Moved
 from chronicle.hot.acks import ReaderAdded, ReaderRemoved, Refused, SourceFailed
 from chronicle.queue import Provisioner, Queue, QueueReader, Start
@@ -26,6 +27,9 @@ from chronicle.sidecar.workers import in_worker
 __all__ = ["HandOver"]
 
 _log = logging.getLogger("chronicle.sidecar")
+
+#: How much of a segment is prefaulted before its reader is handed over.
+_PREFAULT_BYTES = 1 << 20
 
 
 @dataclass
@@ -158,8 +162,8 @@ class HandOver:
             kept.state = "opening"
             reader: QueueReader | None = None
             try:
-                reader = await self._open(kept.path, start)
-                outcome, carried = await self._lend(kept, reader)
+                reader, rest = await self._open(kept.path, start)
+                outcome, carried = await self._lend(kept, reader, rest)
             except (Closed, HotThreadFailed):
                 # The hot thread has ended: nobody is left to read.
                 self._close(reader)
@@ -184,24 +188,25 @@ class HandOver:
             if self._name is not None and outcome != "error":
                 start = "resume"
 
-    async def _open(self, path: str, start: Start) -> QueueReader:
-        reader = await in_worker(None, self._open_here, path, start)
+    async def _open(self, path: str, start: Start) -> tuple[QueueReader, Prefault]:
+        reader, rest = await in_worker(None, self._open_here, path, start)
         self._readers.add(reader)
         self.opened += 1
-        return reader
+        return reader, rest
 
-    def _open_here(self, path: str, start: Start) -> QueueReader:
+    def _open_here(self, path: str, start: Start) -> tuple[QueueReader, Prefault]:
         reader = Queue.open_subscriber(
             path, self._name, start=start, provisioner=self._provisioner()
         )
         try:
-            reader._prefault()
+            # The rest of a large segment takes milliseconds: that must not delay the hand-over.
+            rest = reader._prefault(ahead_bytes=_PREFAULT_BYTES)
         except OSError:
             reader.close()
             raise
-        return reader
+        return reader, rest
 
-    async def _lend(self, kept: _Kept, reader: QueueReader) -> tuple[str, Any]:
+    async def _lend(self, kept: _Kept, reader: QueueReader, rest: Prefault) -> tuple[str, Any]:
         """Have the hot thread read this; return how that ended."""
         kept.state = "offered"
         attempt = 0
@@ -218,6 +223,7 @@ class HandOver:
                 attempt += 1
                 continue
             break
+        await in_worker(None, rest.finish)
         outcome, carried = await kept.inbox.get()
         while outcome == "gone":
             # It vanished before the answer came. The answer says what to take back.

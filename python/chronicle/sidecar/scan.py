@@ -17,17 +17,21 @@ from typing import TypeAlias
 
 from chronicle.errors import BadArgument
 
-__all__ = ["Found", "Look", "Pattern", "Readiness", "queue_identity"]
+__all__ = ["ALMOST", "Found", "Look", "Pattern", "Readiness", "queue_identity"]
 
 _CONTROL = "control"
 _CONTROL_BYTES = 4096
 _CONTROL_MAGIC = b"CHRNCTL1"
+#: Where the count of writers stands that ever opened the queue.
+_EPOCH = 128
 _WILD = frozenset("*?[")
 
 #: Device and inode of a directory.
 DirectoryId: TypeAlias = tuple[int, int]
 #: What tells one incarnation of a queue from the next at the same path; ``None``: not ready (yet).
+#: `ALMOST`: not ready yet, but about to be, which no event will tell.
 Readiness: TypeAlias = Callable[[str], str | None]
+ALMOST = ""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,13 @@ class Look:
         By path.
     directories
         The directories on the way: who watches these knows when to look again.
+    almost
+        Paths that are about to be ready, which no event will tell: look again soon.
     """
 
     found: dict[str, Found] = field(default_factory=dict)
     directories: dict[str, DirectoryId] = field(default_factory=dict)
+    almost: set[str] = field(default_factory=set)
 
 
 class Pattern:
@@ -101,7 +108,10 @@ class Pattern:
         for path in at:
             if (seen := _directory_id(path)) is not None:
                 look.directories[path] = seen
-                look.found[path] = Found(seen, readiness(path))
+                identity = readiness(path)
+                look.found[path] = Found(seen, identity or None)
+                if identity == ALMOST:
+                    look.almost.add(path)
         return look
 
 
@@ -136,11 +146,14 @@ def _matching(directory: str, part: str) -> Iterator[str]:
 
 
 def queue_identity() -> Readiness:
-    """Make the readiness of queues: the queue id, once ``control`` is there and whole.
+    """Make the readiness of queues: the queue id, once a writer has opened the queue.
 
-    Remembers what it has read for as long as the file is the same.
+    Before that ``control`` is there, but not the first segment. The writer then stores its epoch
+    into mapped memory, of which the kernel tells nobody.
+
+    Remembers what it has read of queues that are ready, for as long as the file is the same.
     """
-    cache: dict[str, tuple[tuple[int, int, int, int], str | None]] = {}
+    cache: dict[str, tuple[tuple[int, int, int, int], str]] = {}
 
     def readiness(path: str) -> str | None:
         control = f"{path}/{_CONTROL}"
@@ -152,7 +165,10 @@ def queue_identity() -> Readiness:
         key = (found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
         known = cache.get(path)
         if known is None or known[0] != key:
-            known = cache[path] = (key, _read_identity(control))
+            identity = _read_identity(control)
+            if not identity:
+                return identity
+            known = cache[path] = (key, identity)
         return known[1]
 
     return readiness
@@ -169,7 +185,9 @@ def _read_identity(control: str) -> str | None:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode) or state.st_size != _CONTROL_BYTES:
             return None
-        head = os.pread(descriptor, 32, 0)
+        head = os.pread(descriptor, _EPOCH + 8, 0)
     finally:
         os.close(descriptor)
-    return head[16:32].hex() if head[:8] == _CONTROL_MAGIC else None
+    if head[:8] != _CONTROL_MAGIC:
+        return None
+    return head[16:32].hex() if any(head[_EPOCH:]) else ALMOST

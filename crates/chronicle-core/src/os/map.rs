@@ -58,14 +58,19 @@ impl Map {
     /// pages are made writable (and allocated, so a full disk shows here: ENOSPC, ENOMEM or
     /// EFAULT).
     pub fn populate(&self) -> io::Result<()> {
-        self.populate_bytes(self.len)
+        self.populate_range(0, self.len)
     }
 
-    fn populate_bytes(&self, len: usize) -> io::Result<()> {
+    /// As [`Map::populate`], for the pages of a range; what lies behind the end is ignored.
+    pub fn populate_range(&self, offset: usize, len: usize) -> io::Result<()> {
+        let page = super::super::layout::PAGE_BYTES;
+        let start = (offset / page * page).min(self.len);
+        let len = (offset - offset / page * page).saturating_add(len).min(self.len - start);
+        let base = self.base().wrapping_add(start);
         let advice =
             if self.writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
         // SAFETY: the range is ours; populating does not change contents.
-        let rc = unsafe { libc::madvise(self.base().cast(), len, advice) };
+        let rc = unsafe { libc::madvise(base.cast(), len, advice) };
         if rc == 0 {
             return Ok(());
         }
@@ -75,9 +80,9 @@ impl Map {
         }
         // Before Linux 5.14 there is no such advice: touch the pages. They are allocated already
         // (fallocate), so this reads only; the first store to each page then costs a minor fault.
-        for offset in (0..len).step_by(super::super::layout::PAGE_BYTES) {
+        for at in (0..len).step_by(page) {
             // SAFETY: inside the mapping; volatile so that the read is not optimised away.
-            unsafe { self.base().add(offset).read_volatile() };
+            unsafe { base.add(at).read_volatile() };
         }
         Ok(())
     }
@@ -92,7 +97,7 @@ impl Map {
         // SAFETY: advice does not change contents. A kernel without large pages refuses it, which
         // shows below.
         unsafe { libc::madvise(self.base().cast(), self.len, libc::MADV_HUGEPAGE) };
-        self.populate_bytes(super::super::layout::PAGE_BYTES)?;
+        self.populate_range(0, super::super::layout::PAGE_BYTES)?;
         Ok(super::fs::allocated_bytes(file)? >= HUGE_PAGE_BYTES as u64)
     }
 
