@@ -126,23 +126,6 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn input_of(bytes: &[u8]) -> (Input, &[u8]) {
-    let word = |at: usize, len: usize| {
-        let mut whole = [0; 8];
-        whole[..len].copy_from_slice(&bytes[at..at + len]);
-        u64::from_le_bytes(whole)
-    };
-    let input = Input {
-        kind: word(0, 2) as u16,
-        type_id: word(2, 2) as u16,
-        source: word(4, 4) as u32,
-        sequence: word(8, 8),
-        timestamp_ns: word(16, 8),
-        now_ns: word(24, 8),
-    };
-    (input, &bytes[INPUT_BYTES..])
-}
-
 /// All records of a queue: type, timestamp, payload.
 fn records(path: &Path) -> Vec<(u16, u64, Vec<u8>)> {
     let mut reader = Reader::open(path, None, Start::Earliest).unwrap();
@@ -167,7 +150,7 @@ fn replay(scratch: &Scratch, journal: &[(u16, u64, Vec<u8>)]) -> (Vec<u8>, u64) 
                 continue;
             }
             JOURNAL_FINAL => continue,
-            _ => input_of(bytes),
+            _ => Input::read(bytes).unwrap(),
         };
         let (input, rest) = given;
         match *type_id {
@@ -245,7 +228,9 @@ fn a_replay_of_the_journal_ends_in_the_same_state_with_the_same_outputs() {
     assert!(ended.failure.is_none());
     let state = hot.shared.state.snapshot();
     let counters = [hot.shared.counters[0].get()];
-    let (writer, written) = ended.journal.take().unwrap().finish(false, &state, &counters);
+    let next = ended.writers[0].1.next_sequence();
+    let journal = ended.journal.take().unwrap();
+    let (writer, written) = journal.finish(ENDED_CLEAN, &state, &counters, &[next]);
     written.unwrap();
     drop((writer, ended));
 
@@ -254,10 +239,11 @@ fn a_replay_of_the_journal_ends_in_the_same_state_with_the_same_outputs() {
     let (type_id, _, last) = journal.last().unwrap();
     assert_eq!(*type_id, JOURNAL_FINAL);
     let head: Vec<u8> =
-        [0_u32, STATE_BYTES as u32, 1, 0].into_iter().flat_map(u32::to_le_bytes).collect();
+        [0_u32, STATE_BYTES as u32, 1, 1].into_iter().flat_map(u32::to_le_bytes).collect();
     assert_eq!(&last[..FINAL_BYTES], head);
     assert_eq!(&last[FINAL_BYTES..FINAL_BYTES + STATE_BYTES], state);
-    assert_eq!(last[FINAL_BYTES + STATE_BYTES..], counters[0].to_le_bytes());
+    let numbers = [counters[0].to_le_bytes(), next.to_le_bytes()].concat();
+    assert_eq!(last[FINAL_BYTES + STATE_BYTES..], numbers);
     let data = |(t, _, b): &&(u16, u64, Vec<u8>)| *t == JOURNAL_INPUT && b[0] == 0;
     assert_eq!(journal.iter().filter(data).count() as u64, sent);
 

@@ -1,6 +1,7 @@
 //! Looking at queues and looking after them, for tools.
 
 use crate::errors::to_py;
+use crate::reader::hex;
 use chronicle_core::RetentionPolicy;
 use chronicle_core::os::clock;
 use chronicle_core::queue::dir::QueueDir;
@@ -46,7 +47,7 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
         })?;
     }
     let id = &info.identity;
-    let queue_id: String = id.queue_id.iter().map(|b| format!("{b:02x}")).collect();
+    let queue_id = hex(&id.queue_id);
     Ok(dict!(py,
         "queue_id": queue_id, "version": id.version, "created_ns": id.created_ns,
         "segment_bytes": 1_u64 << id.segment_shift, "segments_max": id.table_capacity,

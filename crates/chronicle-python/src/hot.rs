@@ -17,7 +17,7 @@ use chronicle_core::hot::abi;
 use chronicle_core::hot::abi::{HandlerTable, OnHook, OnMessage};
 use chronicle_core::hot::command::{Ack, Command, What};
 use chronicle_core::hot::guard::Guard;
-use chronicle_core::hot::journal::COMMAND_BYTES_MAX;
+use chronicle_core::hot::journal::{COMMAND_BYTES_MAX, ENDED_CLEAN};
 use chronicle_core::hot::log::LogRecord;
 use chronicle_core::hot::meter::State;
 use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
@@ -293,8 +293,12 @@ impl HotCore {
         });
         let state = hot.shared.state.snapshot();
         let counters: Vec<u64> = hot.shared.counters.iter().map(|c| c.get()).collect();
-        let failed = ended.failure.is_some();
-        let journal = ended.journal.take().map(|j| j.finish(failed, &state, &counters));
+        let how = ended.failure.as_ref().map_or(ENDED_CLEAN, |failure| failure.ended());
+        let mut outputs = vec![0; self.outputs];
+        for (output, writer) in &ended.writers {
+            outputs[*output as usize] = writer.next_sequence();
+        }
+        let journal = ended.journal.take().map(|j| j.finish(how, &state, &counters, &outputs));
         let (journal, journal_error) = match journal {
             Some((writer, written)) => (Some((writer, Vec::new())), written.err()),
             None => (None, None),

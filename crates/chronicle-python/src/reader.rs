@@ -31,6 +31,11 @@ pub struct QueueReader {
     path: PathBuf,
 }
 
+/// An id as text.
+pub fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A start as Python gives it: a word, or a kind and a number.
 pub fn parse_start(kind: &str, value: u64) -> PyResult<Start> {
     match kind {
@@ -170,6 +175,12 @@ impl QueueReader {
     #[getter]
     fn registered(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.with(py, |inner| Ok(inner.reader.is_registered()))
+    }
+
+    /// Of the queue, in hexadecimal digits.
+    #[getter]
+    fn queue_id(&self, py: Python<'_>) -> PyResult<String> {
+        self.inner.with(py, |inner| Ok(hex(&inner.reader.queue().identity.queue_id)))
     }
 
     #[getter]

@@ -3,6 +3,7 @@
 use crate::errors::{raise, to_py};
 use crate::numbers::{TimestampNs, TypeId};
 use crate::owned::Owned;
+use crate::reader::hex;
 use chronicle_core::queue::writer::MixedBatch;
 use chronicle_core::{Options, Writer};
 use pyo3::buffer::{Element, PyBuffer};
@@ -153,6 +154,12 @@ impl QueueWriter {
     #[getter]
     fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |writer| Ok(writer.epoch()))
+    }
+
+    /// Of the queue, in hexadecimal digits.
+    #[getter]
+    fn queue_id(&self, py: Python<'_>) -> PyResult<String> {
+        self.inner.with(py, |writer| Ok(hex(&writer.queue().identity.queue_id)))
     }
 
     /// What the open found: a dict, for `chronicle.Recovery`.

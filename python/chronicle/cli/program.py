@@ -12,7 +12,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from chronicle.cli import bench, doctor, import_capture, inspect, reader, restore, retain, tail
+from chronicle.cli import (
+    bench,
+    doctor,
+    import_capture,
+    inspect,
+    reader,
+    replay,
+    restore,
+    retain,
+    tail,
+)
 from chronicle.cli.arguments import Parser
 from chronicle.errors import ChronicleError
 
@@ -33,8 +43,9 @@ Examples:
 
 Exit codes:
   0    it worked
-  1    it failed, or doctor has found something wrong
+  1    it failed, doctor has found something wrong, or replay a difference
   2    wrong arguments
+  3    replay could not prove everything
   130  interrupted with Ctrl-C
   141  whoever read the output went away
 
@@ -53,7 +64,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
-    for module in (import_capture, inspect, tail, doctor, bench, reader, retain, restore):
+    for module in (import_capture, inspect, tail, doctor, bench, reader, retain, restore, replay):
         module.add(commands)
     return parser
 

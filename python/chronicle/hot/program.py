@@ -27,6 +27,8 @@ __all__ = [
     "Program",
     "as_program",
     "callable_program",
+    "handler_path",
+    "import_handler",
 ]
 
 TABLE_USES_CLOCK: Final = 1
@@ -335,3 +337,50 @@ def as_program(handler: Any) -> Program:
         f"bad handler: found={type(handler).__name__} "
         "expected=a chronicle.Handler, a NativeHandler or a callable"
     )
+
+
+def handler_path(handler: Any) -> str:
+    """Return ``module:Class`` of a `chronicle.Handler`; empty for what cannot be found by a name.
+
+    A class inside of a function has no name that could be imported.
+    """
+    cls = type(handler)
+    if getattr(handler, "__chronicle_handler__", None) is None or "<locals>" in cls.__qualname__:
+        return ""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def import_handler(path: str) -> Any:
+    """Import what ``module:name`` names; of a handler class make an instance.
+
+    Imports the module, which runs its code. The instance has the fields of the class: a constructor
+    of its own is not called. A function is called, and makes the handler.
+
+    Raises
+    ------
+    BadArgument
+        If there is no such module or name, or it is no handler.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (colon and module_name and name):
+        raise BadArgument(f"bad handler: found={path!r} expected=module:Class")
+    try:
+        found: Any = import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise BadArgument(
+            f"bad handler: found={path!r}, which cannot be imported: {error}; "
+            "run this where the module can be found, or set PYTHONPATH"
+        ) from error
+    if isinstance(found, type) and getattr(found, "__chronicle_handler__", None) is not None:
+        from chronicle.hot.handler import Handler
+
+        made: Any = object.__new__(found)
+        Handler.__init__(made)
+        return made
+    if isinstance(found, Program | NativeHandler) or not callable(found):
+        return found
+    if getattr(found, "__chronicle_handler__", None) is not None:
+        return found
+    return found()

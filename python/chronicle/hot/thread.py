@@ -42,9 +42,10 @@ from chronicle.hot.acks import (
     WriterAdded,
 )
 from chronicle.hot.guard import GuardMode, GuardReport
+from chronicle.hot.journal import encode_head, encode_place
 from chronicle.hot.kernel import core_interrupts, thread_counters
 from chronicle.hot.meter import Histogram, HotStatus
-from chronicle.hot.program import Program, as_program
+from chronicle.hot.program import Program, as_program, handler_path
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ class HotThread:
         provisioner: Provisioner | None = None,
     ) -> None:
         self._program: Program = as_program(handler)
+        self._handler_path = handler_path(handler)
         program = self._program
         self.name: str = program.name if name is None else name
         self.core: int | None = core
@@ -247,7 +249,7 @@ class HotThread:
             if provisioner is None:
                 provisioner = self._own_provisioner = Provisioner()
             readers = [(next(self._tickets), reader) for reader in self._readers]
-            head = self._journal_head(readers) if self._journal is not None else b""
+            head = self._journal_head() if self._journal is not None else b""
             try:
                 warnings, failure = self._core.start(
                     readers, list(self._outputs.items()), provisioner, self._journal, head
@@ -457,7 +459,7 @@ class HotThread:
         Moved, Closed
             If the reader is not yours, or the thread does not run.
         """
-        about = self._about_reader(reader) if self._journal is not None else b""
+        about = encode_place(reader) if self._journal is not None else b""
         provisioner = self._serving()
 
         def attempt(ticket: int) -> bool:
@@ -477,7 +479,7 @@ class HotThread:
     def add_writer(self, output: str, writer: QueueWriter, *, timeout: float | None = None) -> int:
         """Let an output write to this queue from now on; return the ticket for `WriterAdded`."""
         number = self._output(output)
-        about = self._about_writer(writer) if self._journal is not None else b""
+        about = encode_place(writer) if self._journal is not None else b""
         provisioner = self._serving()
         ticket = self._send(
             lambda ticket: self._core.add_writer(ticket, number, writer, provisioner, about),
@@ -772,38 +774,15 @@ class HotThread:
             )
         return outputs.index(name)
 
-    def _journal_head(self, readers: list[tuple[int, QueueReader]]) -> bytes:
-        import json
-
-        head = {
-            "format": 1,
-            "thread": self.name,
-            "handler": self._program.name,
-            "key": self._program.key,
-            "state": self._core.state().hex(),
-            "outputs": list(self._program.outputs),
-            "counters": list(self._program.counters),
-            "sources": [json.loads(self._about_reader(reader)) for _, reader in readers],
-            "writers": {
-                self._program.outputs[number]: json.loads(self._about_writer(writer))
-                for number, writer in self._outputs.items()
-            },
-        }
-        return json.dumps(head).encode()
-
-    @staticmethod
-    def _about_reader(reader: QueueReader) -> bytes:
-        import json
-
-        about = {"path": os.path.abspath(reader.path), "next_seq": reader.next_seq}  # noqa: PTH100
-        return json.dumps(about | {"name": reader.name}).encode()
-
-    @staticmethod
-    def _about_writer(writer: QueueWriter) -> bytes:
-        import json
-
-        about = {"path": os.path.abspath(writer.path), "next_seq": writer.next_seq}  # noqa: PTH100
-        return json.dumps(about).encode()
+    def _journal_head(self) -> bytes:
+        return encode_head(
+            self._program,
+            thread=self.name,
+            handler=self._handler_path,
+            state=self._core.state(),
+            readers=self._readers,
+            writers=self._outputs,
+        )
 
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:

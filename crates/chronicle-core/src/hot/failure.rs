@@ -1,6 +1,7 @@
 //! What ended a hot thread that was not asked to stop.
 
 use crate::error::Error;
+use crate::hot::journal::{ENDED_HANDLER, ENDED_OTHER, ENDED_OUTPUT};
 use crate::hot::services::AppendError;
 
 /// What the loop was doing.
@@ -58,6 +59,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// As the journal's final record says it.
+    pub fn ended(&self) -> u32 {
+        match &self.cause {
+            Cause::Handler { append: Some(AppendError::Refused { .. }), .. } => ENDED_OUTPUT,
+            Cause::Handler { .. } => ENDED_HANDLER,
+            _ => ENDED_OTHER,
+        }
+    }
+
     /// One that no input is to blame for.
     pub fn of_loop(cause: Cause) -> Self {
         Self { during: During::Loop, source: None, sequence: 0, type_id: 0, cause }

@@ -11,10 +11,11 @@
 //! EVENT    Input, then the event's bytes            (kind 2)
 //! SOURCE   Input, then bytes of the caller: which queue this source number now stands for
 //! OUTPUT   Input, then bytes of the caller: which queue this output now writes to
-//! FINAL    Final, then the state, then the counters
+//! FINAL    Final, then the state, then the counters, then the outputs' next sequence numbers
 //! ```
 //!
-//! All numbers are little-endian, as everything else on disk.
+//! All numbers are little-endian, as everything else on disk. A journal may hold several runs, one
+//! behind the other; each begins with its head. One without a final record was cut off.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue::writer::Writer;
@@ -31,6 +32,10 @@ pub const JOURNAL_FINAL: u16 = 65_107;
 pub const KIND_IDLE: u16 = 3;
 pub const KIND_START: u16 = 4;
 pub const KIND_STOP: u16 = 5;
+pub const KIND_BATCH_BEGIN: u16 = 6;
+pub const KIND_BATCH_END: u16 = 7;
+/// Kinds are below this.
+pub const KINDS_COUNT: usize = 8;
 
 /// Most bytes that a command may carry; what `about` may be as well. So much is kept ready.
 pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
@@ -43,7 +48,8 @@ pub struct Input {
     pub type_id: u16,
     /// Of an output record the output.
     pub source: u32,
-    /// Of the message; of a command its ticket.
+    /// Of the message; of a command its ticket; of an output record the number that the writer
+    /// before would have given next, 0 if there was none.
     pub sequence: u64,
     /// Of the record; of a command when it was sent.
     pub timestamp_ns: u64,
@@ -55,21 +61,50 @@ pub const INPUT_BYTES: usize = size_of::<Input>();
 const _: () = assert!(INPUT_BYTES == 32);
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// How the thread ended: 0 clean, 1 failed. Then the lengths of what follows.
+/// The thread was stopped, or its handler asked for it. How a thread ended, in [`Final::ended`].
+pub const ENDED_CLEAN: u32 = 0;
+/// The handler failed on the last input.
+pub const ENDED_HANDLER: u32 = 1;
+/// An output refused what the handler published on the last input.
+pub const ENDED_OUTPUT: u32 = 2;
+/// Something else failed, between calls of the handler.
+pub const ENDED_OTHER: u32 = 3;
+
+/// How the thread ended, and the lengths of what follows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Final {
-    pub failed: u32,
+    pub ended: u32,
     pub state_bytes: u32,
     pub counters: u32,
-    pub spare: u32,
+    pub outputs: u32,
 }
 
 pub const FINAL_BYTES: usize = size_of::<Final>();
 const _: () = assert!(FINAL_BYTES == 16);
 
 impl Input {
-    fn to_bytes(self) -> [u8; INPUT_BYTES] {
+    /// Reads an input and what follows it; `None` if it is cut short.
+    pub fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (head, rest) = bytes.split_first_chunk::<INPUT_BYTES>()?;
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&head[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        let first = word(0);
+        let input = Self {
+            kind: first as u16,
+            type_id: (first >> 16) as u16,
+            source: (first >> 32) as u32,
+            sequence: word(8),
+            timestamp_ns: word(16),
+            now_ns: word(24),
+        };
+        Some((input, rest))
+    }
+
+    pub fn to_bytes(self) -> [u8; INPUT_BYTES] {
         let mut bytes = [0; INPUT_BYTES];
         bytes[0..2].copy_from_slice(&self.kind.to_le_bytes());
         bytes[2..4].copy_from_slice(&self.type_id.to_le_bytes());
@@ -121,12 +156,19 @@ impl Journal {
         self.writer.append(type_id, &self.scratch, Some(input.now_ns)).map(drop)
     }
 
-    /// Writes the final record and gives the writer back. Not for the hot thread: allocates.
-    pub fn finish(mut self, failed: bool, state: &[u8], counters: &[u64]) -> (Writer, Result<()>) {
-        let head = [u32::from(failed), state.len() as u32, counters.len() as u32, 0];
+    /// Writes the final record and gives the writer back. `outputs` are their next sequence
+    /// numbers, 0 without a writer. Not for the hot thread: allocates.
+    pub fn finish(
+        mut self,
+        ended: u32,
+        state: &[u8],
+        counters: &[u64],
+        outputs: &[u64],
+    ) -> (Writer, Result<()>) {
+        let head = [ended, state.len() as u32, counters.len() as u32, outputs.len() as u32];
         let head = head.into_iter().flat_map(u32::to_le_bytes);
-        let counters = counters.iter().copied().flat_map(u64::to_le_bytes);
-        let bytes: Vec<u8> = head.chain(state.iter().copied()).chain(counters).collect();
+        let numbers = counters.iter().chain(outputs).copied().flat_map(u64::to_le_bytes);
+        let bytes: Vec<u8> = head.chain(state.iter().copied()).chain(numbers).collect();
         let written = self.writer.append(JOURNAL_FINAL, &bytes, None).map(drop);
         (self.writer, written)
     }

@@ -25,7 +25,8 @@
 //! - `services`: what a handler reaches through its context: outputs, log, clock.
 //! - [`run`]: the loop. [`thread`]: starting it, stopping it, getting everything back.
 //! - [`command`], [`log`], [`meter`], [`shared`]: the channels.
-//! - [`journal`], [`replay`]: every input written down, and given to a handler once more.
+//! - [`journal`], [`replay`], [`rerun`], [`capture`]: every input written down, given to a handler
+//!   once more, and what it publishes compared.
 //! - [`guard`]: tells of every system call that the thread makes, or refuses it.
 //! - [`heap`]: counts what the hot thread does with the heap. [`failure`]: why it ended.
 //!
@@ -33,6 +34,7 @@
 //! `docs/internals/hot-thread.md`.
 
 pub mod abi;
+pub mod capture;
 pub mod command;
 pub mod failure;
 pub mod guard;
@@ -41,6 +43,7 @@ pub mod journal;
 pub mod log;
 pub mod meter;
 pub mod replay;
+pub mod rerun;
 pub mod run;
 mod services;
 pub mod shared;

@@ -4,8 +4,9 @@
 //! into ordinary writers. Nothing here knows where inputs come from.
 
 use crate::hot::abi::*;
+use crate::hot::capture::Capture;
 use crate::hot::failure::{Cause, During, Failure};
-use crate::hot::journal::{Input, KIND_IDLE, KIND_START, KIND_STOP};
+use crate::hot::journal::*;
 use crate::hot::log::{LogRecord, LogWriter};
 use crate::hot::services::Services;
 use crate::hot::shared::Shared;
@@ -71,27 +72,30 @@ impl Replay {
             timestamp_ns: input.timestamp_ns,
         };
         let context = &raw mut self.context;
-        let (during, returned) = match input.kind {
+        let hook = match input.kind {
+            KIND_IDLE => Some((During::Idle, self.table.on_idle)),
+            KIND_START => Some((During::Start, self.table.on_start)),
+            KIND_STOP => Some((During::Stop, self.table.on_stop)),
+            KIND_BATCH_BEGIN => Some((During::Batch, self.table.on_batch_begin)),
+            KIND_BATCH_END => Some((During::Batch, self.table.on_batch_end)),
+            _ => None,
+        };
+        let (during, returned) = if let Some((during, hook)) = hook {
             // SAFETY: here and below: the table's promise; context and message are valid for the
             // call, and nothing else uses what the context points at.
-            KIND_IDLE => (During::Idle, unsafe { call_hook(self.table.on_idle, context) }),
-            // SAFETY: as above.
-            KIND_START => (During::Start, unsafe { call_hook(self.table.on_start, context) }),
-            // SAFETY: as above.
-            KIND_STOP => (During::Stop, unsafe { call_hook(self.table.on_stop, context) }),
-            kind => {
-                let during = match kind {
-                    KIND_DATA => During::Message,
-                    KIND_COMMAND => During::Command,
-                    _ => During::Event,
-                };
-                let returned = match self.table.on_message {
-                    // SAFETY: as above.
-                    Some(on_message) => unsafe { on_message(context, &message) },
-                    None => UNHANDLED,
-                };
-                (during, returned)
-            }
+            (during, hook.map_or(UNHANDLED, |hook| unsafe { hook(context) }))
+        } else {
+            let during = match input.kind {
+                KIND_DATA => During::Message,
+                KIND_COMMAND => During::Command,
+                _ => During::Event,
+            };
+            let returned = match self.table.on_message {
+                // SAFETY: as above.
+                Some(on_message) => unsafe { on_message(context, &message) },
+                None => UNHANDLED,
+            };
+            (during, returned)
         };
         self.context.flags = 0;
         match returned {
@@ -112,6 +116,15 @@ impl Replay {
         }
     }
 
+    /// Outputs without a writer are captured from now on.
+    pub fn set_capture(&mut self, capture: Capture) {
+        self.services.capture = Some(Box::new(capture));
+    }
+
+    pub fn capture(&mut self) -> Option<&mut Capture> {
+        self.services.capture.as_deref_mut()
+    }
+
     /// The outputs, in the handler's order.
     pub fn outputs(&self) -> &[Option<Writer>] {
         &self.services.outputs
@@ -121,11 +134,4 @@ impl Replay {
     pub fn into_outputs(self) -> Vec<Option<Writer>> {
         self.services.outputs
     }
-}
-
-/// # Safety
-/// The hook's.
-unsafe fn call_hook(hook: Option<OnHook>, context: *mut Context) -> i32 {
-    // SAFETY: the caller's promise.
-    hook.map_or(UNHANDLED, |hook| unsafe { hook(context) })
 }

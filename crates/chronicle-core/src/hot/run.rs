@@ -423,7 +423,8 @@ impl Loop {
         self.services().current = Some(Current { raw, segment });
         if !self.in_batch {
             self.in_batch = true;
-            self.plain_hook(self.table.on_batch_begin, During::Batch)?;
+            let hook = self.table.on_batch_begin;
+            self.call_hook(hook, journal::KIND_BATCH_BEGIN, During::Batch)?;
         }
         Ok(())
     }
@@ -431,7 +432,7 @@ impl Loop {
     fn end_batch(&mut self) -> Result<(), Failure> {
         self.in_batch = false;
         self.services().current = None;
-        self.plain_hook(self.table.on_batch_end, During::Batch)
+        self.call_hook(self.table.on_batch_end, journal::KIND_BATCH_END, During::Batch)
     }
 
     // --- Hooks ---
@@ -566,8 +567,9 @@ impl Loop {
                     return Ok(());
                 };
                 let old = place.replace(writer);
+                let before = old.as_ref().map_or(0, crate::queue::writer::Writer::next_sequence);
                 let written =
-                    self.write_down(journal::JOURNAL_OUTPUT, output, ticket, times, &about);
+                    self.write_down(journal::JOURNAL_OUTPUT, output, before, times, &about);
                 self.acks.send(Ack::WriterAdded { ticket, times, output, old, about });
                 written
             }
@@ -633,7 +635,7 @@ impl Loop {
         &mut self,
         type_id: u16,
         number: u32,
-        ticket: u64,
+        sequence: u64,
         times: Times,
         about: &[u8],
     ) -> Result<(), Failure> {
@@ -643,7 +645,7 @@ impl Loop {
             kind: KIND_COMMAND,
             type_id: 0,
             source: number,
-            sequence: ticket,
+            sequence,
             timestamp_ns: times.sent_ns,
             now_ns: times.taken_ns,
         };

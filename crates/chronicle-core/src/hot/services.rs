@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::hot::abi::Context;
+use crate::hot::capture::Capture;
 use crate::hot::log::LogWriter;
 use crate::hot::meter::Page;
 use crate::os::clock::Clock;
@@ -52,6 +53,8 @@ pub struct Services {
     /// Whether the handler has a clock, which then also times what it publishes.
     pub uses_clock: bool,
     pub append_error: Option<AppendError>,
+    /// Takes what goes to outputs without a writer, under replay.
+    pub capture: Option<Box<Capture>>,
     /// Set while a batched handler is called with a record.
     pub(super) current: Option<Current>,
     log: LogWriter,
@@ -65,6 +68,7 @@ impl Services {
             clock: Clock::new(),
             uses_clock,
             append_error: None,
+            capture: None,
             current: None,
             log,
             page,
@@ -78,8 +82,7 @@ impl Services {
             return self.refuse(AppendError::NoSuchOutput { output });
         };
         let Some(writer) = place else {
-            self.page.appends_dropped.add(1);
-            return 0;
+            return self.append_nowhere(output, type_id, payload, now_ns);
         };
         let type_id_word = type_id as u16;
         if type_id_word == 0 || u32::from(type_id_word) != type_id {
@@ -91,6 +94,21 @@ impl Services {
                 sequence as i64
             }
             Err(error) => self.refuse(AppendError::Refused { output, error }),
+        }
+    }
+
+    #[cold]
+    fn append_nowhere(&mut self, output: u32, type_id: u32, payload: &[u8], now_ns: u64) -> i64 {
+        let Some(capture) = self.capture.as_mut().filter(|c| c.takes(output)) else {
+            self.page.appends_dropped.add(1);
+            return 0;
+        };
+        match u16::try_from(type_id) {
+            Ok(type_id) if type_id != 0 => {
+                self.page.appends.add(1);
+                capture.append(output, type_id, payload, now_ns) as i64
+            }
+            _ => self.refuse(AppendError::BadTypeId { output, type_id }),
         }
     }
 
