@@ -33,6 +33,11 @@ Exit code: 0 identical, 1 different (or it failed), 3 if not everything could be
 EXIT_DIFFERENT = 1
 EXIT_UNPROVED = 3
 _FIELDS_SHOWN = 40
+_INPUT_WORDS = {
+    "idle": "idle call",
+    "batch begin": "begin of a batch",
+    "batch end": "end of a batch",
+}
 
 
 def add(commands: Commands) -> None:
@@ -114,7 +119,11 @@ def _print(report: ReplayReport) -> None:
 
     which = f", run {report.run} of {report.runs}" if report.runs > 1 else ""
     print(f"journal of hot thread '{safe_text(report.thread)}'{which}: {report.handler}")
-    fed = ", ".join(plural(count, kind) for kind, count in report.inputs.items() if count)
+    fed = ", ".join(
+        plural(count, _INPUT_WORDS.get(kind, kind))
+        for kind, count in report.inputs.items()
+        if count
+    )
     print(f"inputs: {fed or 'none'}")
     if report.clock_ns:
         print(f"clock at the last one: {time_text(report.clock_ns)}")

@@ -36,7 +36,7 @@ from chronicle.hot.journal import (
     versions,
 )
 from chronicle.hot.on import KIND_COMMAND, KIND_DATA, KIND_EVENT
-from chronicle.hot.program import Program, as_program, import_handler
+from chronicle.hot.program import Program, as_program, handler_path, import_handler
 from chronicle.hot.replay_report import (
     INPUT_KINDS,
     Difference,
@@ -543,10 +543,11 @@ class _Again:
         )
 
     def _explain(self, failure: dict[str, Any]) -> str:
-        explain = self._program.explain
-        if failure["info"] and explain is not None:
-            return explain(failure["info"], failure["code"])
-        return failure["text"] or f"it returned {failure['returned']} code={failure['code']}"
+        if failure["text"]:
+            return str(failure["text"])
+        if self._program.explain is not None:
+            return self._program.explain(failure["info"], failure["code"])
+        return f"it returned {failure['returned']}, fail_code={failure['code']}"
 
     # --- The end ---
 
@@ -687,7 +688,7 @@ class _Again:
             run=run,
             runs=runs,
             thread=self._head.thread,
-            handler=self._head.handler or self._program.name,
+            handler=handler_path(self._handler) or self._program.name,
             same_code=self.same_code,
             inputs=dict(zip(INPUT_KINDS, self.core.inputs(), strict=True)),
             outputs=tuple(outputs),
