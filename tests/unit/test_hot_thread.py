@@ -18,7 +18,6 @@ from typing import Any
 import chronicle
 import numpy as np
 import pytest
-from chronicle import _core
 from chronicle.hot.acks import (
     CommandDone,
     FirstMessage,
@@ -32,9 +31,9 @@ from chronicle.hot.acks import (
 from chronicle.hot.guard import GuardReport
 from chronicle.hot.meter import Histogram
 from chronicle.hot.program import LogSite, NativeHandler, Program, as_program
+from chronicle.hot.replay import replay
 
 from tests.native_support import (
-    STATE,
     TYPE_FAIL,
     TYPE_SLOW,
     TYPE_STOP,
@@ -761,41 +760,11 @@ def test_a_journal_holds_every_input_and_its_replay_ends_in_the_same_state(tmp_p
         ]
         assert json.loads(records[5][1][32:])["name"] == "extra"
 
-        again = publisher(tmp_path / "again")
-        program = handler.program
-        replay = _core.Replay(
-            program.addresses, program.flags, bytes.fromhex(head["state"]), 1, [again, None], 16
-        )
-        with pytest.raises(chronicle.Moved, match="a replay"):
-            again.append(1, b"")
-        taken = iter(subscriber(tmp_path / "in", "p").next, None)
-        payload_of = {m.seq: bytes(m.payload) for m in taken}
-        for type_id, data in records[1:-2]:
-            fields = np.frombuffer(data, "<u2,<u2,<u4,<u8,<u8,<u8", count=1)[0].tolist()
-            rest = data[32:]
-            if type_id == 65_105:
-                continue
-            if type_id == 65_102 and fields[0] == 0:
-                rest = payload_of[fields[3]]
-            kind, number, source, seq, timestamp_ns, now_ns = fields
-            handled, failure = replay.feed(kind, number, source, seq, timestamp_ns, now_ns, rest)
-            assert handled
-            assert failure is None
-        assert np.frombuffer(replay.state(), STATE)[0] == hot.state
-        assert replay.counters() == [hot.counters["seen"]] == [5]
-        assert replay.next_seqs() == [output.next_seq, None]
-        assert len(replay.drain_log(100)) == 5 * 64
-        _, failure = replay.feed(0, TYPE_FAIL, 3, 9, 0, 0, b"")
-        assert failure is not None
-        assert (failure["source"], failure["seq"], failure["code"]) == (3, 9, -7)
-        replay.close()
-        replay.close()
-        assert again.next_seq == output.next_seq
-        out, repeated = (
-            [(m.timestamp_ns, bytes(m.payload)) for m in iter(subscriber(path, "c").next, None)]
-            for path in (tmp_path / "out", tmp_path / "again")
-        )
-        assert out == repeated
-        again.close()
+        report = replay(tmp_path / "journal", handler)
+        assert (report.verdict, report.state) == ("identical", "identical"), report
+        assert [(o.name, o.equal) for o in report.outputs] == [("out", 5), ("other", 0)]
+        assert (report.inputs["message"], report.inputs["command"]) == (4, 1)
+        assert report.same_code is None
+        assert any("unaudited" in note for note in report.notes)
         reader.close()
         extra.close()
