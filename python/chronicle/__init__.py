@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chronicle._core import __version__, clock_ns
-from chronicle.channel import AddReader, Receiver, RemoveReader, Sender, Stop, channel
+from chronicle.channel import AddReader, AddWriter, Receiver, RemoveReader, Sender, Stop, channel
 from chronicle.errors import (
     AuditRefused,
     BadArgument,
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AddReader",
+    "AddWriter",
     "AuditRefused",
     "BadArgument",
     "Busy",

@@ -20,9 +20,9 @@ from chronicle._core import Receiver, Sender, channel
 from chronicle.values import Value
 
 if TYPE_CHECKING:
-    from chronicle.queue import QueueReader
+    from chronicle.queue import QueueReader, QueueWriter
 
-__all__ = ["AddReader", "Receiver", "RemoveReader", "Sender", "Stop", "channel"]
+__all__ = ["AddReader", "AddWriter", "Receiver", "RemoveReader", "Sender", "Stop", "channel"]
 
 
 class AddReader(Value):
@@ -39,6 +39,25 @@ class AddReader(Value):
 
     def __init__(self, reader: QueueReader) -> None:
         self._set(reader)
+
+
+class AddWriter(Value):
+    """Publish an output of a hot thread to this queue from now on.
+
+    Parameters
+    ----------
+    output
+        The name that the handler gives it.
+    writer
+        Opened by the sidecar.
+    """
+
+    __slots__ = ("output", "writer")
+    output: str
+    writer: QueueWriter
+
+    def __init__(self, output: str, writer: QueueWriter) -> None:
+        self._set(output, writer)
 
 
 class RemoveReader(Value):

@@ -226,7 +226,7 @@ def test_readers_and_writers_come_and_go(tmp_path: Path) -> None:
             ack = hot.wait_for(hot.add_writer("out", first), 60)
             assert isinstance(ack, WriterAdded)
             assert (ack.output, ack.old) == ("out", None)
-            ack = hot.wait_for(hot.add_writer("out", second), 60)
+            ack = hot.wait_for(hot.send(chronicle.AddWriter("out", second)), 60)
             assert isinstance(ack, WriterAdded)
             assert ack.old is first
             assert first.next_seq == 1
@@ -425,6 +425,18 @@ def test_privileges_that_are_missing_are_warnings_or_with_strict_errors(
             hot_thread(native(), core=9_999, strict=True, readers=[reader]).start()
         assert reader.next() is None
         reader.close()
+
+
+def test_a_real_time_policy_is_set_or_its_refusal_is_told(tmp_path: Path) -> None:
+    with hot_thread(native(), wait="sleep", fifo_priority=1) as hot:
+        policy = os.sched_getscheduler(hot.status.thread_id)
+        if hot.status.warnings:
+            assert "CAP_SYS_NICE" in hot.status.warnings[0]
+            assert policy == os.SCHED_OTHER
+        else:
+            assert policy == os.SCHED_FIFO
+    with hot_thread(native(), fifo_priority=1_000) as hot:
+        assert "priority=1000" in hot.status.warnings[0]
 
 
 # --- Guard ---

@@ -67,7 +67,7 @@ struct Lent {
     writers: HashMap<u32, (Py<QueueWriter>, Arc<Endpoint>)>,
     /// By ticket: on their way to an output.
     writers_sent: HashMap<u64, (Py<QueueWriter>, Arc<Endpoint>)>,
-    journal: Option<Py<QueueWriter>>,
+    journal: Option<(Py<QueueWriter>, Arc<Endpoint>)>,
 }
 
 /// The native half of `chronicle.HotThread`.
@@ -397,12 +397,13 @@ impl HotCore {
         }
     }
 
-    /// All acks there are, oldest first.
+    /// All acks that are there now, oldest first.
     fn drain_acks<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
         let mut acks = Vec::new();
         if let Life::Running(hot) | Life::Ended(hot) = &mut *lock(&self.life) {
-            while let Ok(ack) = hot.acks.pop() {
-                acks.push(ack);
+            // No more than are there now, so that it ends however fast new ones come.
+            for _ in 0..hot.acks.slots() {
+                acks.extend(hot.acks.pop());
             }
         }
         acks.into_iter().map(|ack| self.ack(py, ack)).collect()
@@ -575,7 +576,7 @@ impl HotCore {
         }
         if let Some((object, head)) = journal {
             let native = self.take_writer(py, object.bind(py), provisioner)?;
-            lock(&self.lent).journal = Some(object);
+            lock(&self.lent).journal = Some((object, Arc::clone(native.endpoint())));
             cargo.journal = Some((native, head));
         }
         Ok(())
@@ -674,7 +675,7 @@ impl HotCore {
         }
         if let Some((writer, _)) = cargo.journal {
             let object = lock(&self.lent).journal.take();
-            object.map(|object| restore_writer(py, object, writer));
+            object.map(|(object, _)| restore_writer(py, object, writer));
         }
     }
 
@@ -777,7 +778,8 @@ impl HotCore {
         let readers = lent.readers.values().map(|(_, endpoint)| endpoint);
         let writers = lent.writers.values().map(|(_, endpoint)| endpoint);
         let sent = lent.writers_sent.values().map(|(_, endpoint)| endpoint);
-        readers.chain(writers).chain(sent).cloned().collect()
+        let journal = lent.journal.iter().map(|(_, endpoint)| endpoint);
+        readers.chain(writers).chain(sent).chain(journal).cloned().collect()
     }
 
     /// Late rolls, inline wake-ups and kept segments of everything that is with the thread.

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 from chronicle._core import HotCore, Provisioner
-from chronicle.channel import AddReader, RemoveReader, Stop
+from chronicle.channel import AddReader, AddWriter, RemoveReader, Stop
 from chronicle.errors import (
     BadArgument,
     ChannelFull,
@@ -213,6 +213,7 @@ class HotThread:
         self._lock = threading.RLock()
         self._pending: deque[Event] = deque()
         self._recent: dict[int, Ack] = {}
+        self._log_records = log_records
         self._log_drops_told = 0
         #: System calls by what they were and who made them; the first of each is logged.
         self._guard_counts: dict[tuple[str, str], int] = {}
@@ -416,7 +417,7 @@ class HotThread:
         ----------
         message
             A message (its handler is the ``@on.command`` of its class), or an `AddReader`,
-            `RemoveReader` or `Stop`. With `type_id` any buffer.
+            `AddWriter`, `RemoveReader` or `Stop`. With `type_id` any buffer.
         type_id
             1 to 65,535, for a buffer.
         timeout
@@ -434,6 +435,8 @@ class HotThread:
         match message:
             case AddReader():
                 return self.add_reader(message.reader, timeout=timeout)
+            case AddWriter():
+                return self.add_writer(message.output, message.writer, timeout=timeout)
             case RemoveReader():
                 return self.remove_reader(message.source, timeout=timeout)
             case Stop():
@@ -445,7 +448,7 @@ class HotThread:
             case _:
                 raise BadArgument(
                     f"cannot send: found={type(message).__name__} expected=a message, AddReader, "
-                    "RemoveReader or Stop; for bytes pass type_id="
+                    "AddWriter, RemoveReader or Stop; for bytes pass type_id="
                 )
         return self._send(lambda ticket: self._core.send(ticket, number, payload), timeout)
 
@@ -647,11 +650,12 @@ class HotThread:
                 self._log.error("ticket %s was refused: %s", ack.ticket, ack.reason)
 
     def _drain_log(self) -> None:
-        while data := self._core.drain_log(_LOG_BATCH):
+        # No more than the ring holds, so that it ends however fast new ones come.
+        left = self._log_records
+        while left > 0 and (data := self._core.drain_log(min(left, _LOG_BATCH))):
             for record in _LOG_RECORD.iter_unpack(data):
                 self._emit(*record)
-            if len(data) < _LOG_BATCH * _LOG_RECORD.size:
-                break
+            left -= _LOG_BATCH
         drops = self._core.status().get("log_drops", 0)
         if drops > self._log_drops_told:
             self._log.warning(

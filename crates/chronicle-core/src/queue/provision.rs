@@ -387,6 +387,15 @@ impl Endpoint {
         Ok(Some(segment))
     }
 
+    /// Keeps what a hot owner has left behind; unmaps what another has.
+    fn keep(&self, segment: Arc<Segment>) {
+        // Looked at under the lock: `set_hot` stores the mode before it takes it.
+        let mut kept = self.kept();
+        if self.is_hot() {
+            kept.push(segment);
+        }
+    }
+
     fn empty_retired(&self) -> bool {
         let mut worked = false;
         for slot in &self.retired {
@@ -395,9 +404,7 @@ impl Endpoint {
                 && let Some(segment) = slot.take::<Strong>()
             {
                 worked = true;
-                if self.is_hot() {
-                    self.kept().push(segment);
-                }
+                self.keep(segment);
             }
         }
         worked
@@ -759,6 +766,94 @@ mod tests {
             drop(provisioner);
             assert_eq!(queue.control().durable_sequence.load(Ordering::Acquire), sequence);
             assert!(writer.endpoint().errors() == 0);
+        });
+    }
+
+    /// A hot reader of a queue whose writer has rolled `segments` times, and a worker that does
+    /// nothing unless it is told to.
+    fn hot_reader(writer: &mut Writer, path: &std::path::Path, segments: u64) -> Reader {
+        let mut reader = Reader::open(path, None, Start::Resume).unwrap();
+        reader.set_hot(true);
+        // Relaxed: nobody else looks.
+        reader.endpoint().attached.fetch_add(1, Ordering::Relaxed);
+        while writer.queue().tail_segment() < segments {
+            writer.append(1, &[0; 1_000], None).unwrap();
+        }
+        reader
+    }
+
+    fn drain(reader: &mut Reader) -> Result<u64> {
+        while reader.next()?.is_some() {}
+        Ok(reader.segment().index)
+    }
+
+    #[test]
+    fn a_hot_reader_waits_at_a_roll_until_its_worker_has_the_segment() {
+        with_queue("patient", |writer, path| {
+            let mut reader = hot_reader(writer, path, 2);
+            let mut done = u64::MAX;
+            for index in 0..2 {
+                assert_eq!(drain(&mut reader).unwrap(), index);
+                assert_eq!(drain(&mut reader).unwrap(), index);
+                assert!(reader.endpoint().is_waited_for());
+                assert!(reader.endpoint().serve(&mut done).unwrap() == Served::Worked);
+            }
+            assert_eq!(drain(&mut reader).unwrap(), 2);
+            // Each wait is counted once, and what was left behind stays mapped.
+            assert_eq!(reader.endpoint().late(), 2);
+            assert!(reader.endpoint().empty_retired());
+            assert_eq!(reader.endpoint().kept_count(), 2);
+            assert_eq!(reader.endpoint().release_retired(), 2);
+            assert_eq!(reader.endpoint().kept_count(), 0);
+        });
+    }
+
+    #[test]
+    fn a_hot_reader_helps_itself_when_its_worker_fails_or_goes() {
+        with_queue("failing", |writer, path| {
+            let mut reader = hot_reader(writer, path, 2);
+            assert_eq!(drain(&mut reader).unwrap(), 0);
+            let name = crate::queue::segment::file_name(1);
+            let (here, away) = (path.join("segments").join(&name), path.join("away"));
+            std::fs::rename(&here, &away).unwrap();
+            let mut done = u64::MAX;
+            assert!(reader.endpoint().serve(&mut done).is_err());
+            reader.endpoint().note_error();
+            // It meets the worker's error itself, and reports it.
+            let error = drain(&mut reader).unwrap_err();
+            assert!(matches!(error.kind(), crate::ErrorKind::SegmentMissing { .. }), "{error}");
+            std::fs::rename(&away, &here).unwrap();
+            assert_eq!(drain(&mut reader).unwrap(), 0, "it waits again");
+            assert!(!reader.endpoint().wake.leave::<Strong>(&reader.endpoint().attached));
+            assert_eq!(drain(&mut reader).unwrap(), 2, "nobody is there to wait for");
+        });
+    }
+
+    #[test]
+    fn a_hot_writer_whose_worker_cannot_build_gets_the_error_and_goes_on_with_room() {
+        with_queue("full", |_, path| {
+            let path = path.join("small");
+            let options = Options { segment_bytes: 1 << 16, segments_max: 3, ..Options::default() };
+            let mut writer = Writer::open(&path, &options).unwrap();
+            let provisioner = Provisioner::new().unwrap();
+            provisioner.attach_writer(&writer, Chores::default());
+            writer.set_hot(true);
+            let error = loop {
+                if let Err(error) = writer.append(1, &[0; 1_000], None) {
+                    break error;
+                }
+            };
+            assert!(matches!(error.kind(), crate::ErrorKind::QueueFull { .. }), "{error}");
+            let sequence = writer.next_sequence();
+            let policy = RetentionPolicy { bytes_max: Some(1 << 16), ..RetentionPolicy::default() };
+            retention::apply(writer.queue(), &policy).unwrap();
+            assert_eq!(writer.append(1, b"x", None).unwrap(), sequence);
+            // What it has left behind is kept, until it is hot no more.
+            while writer.endpoint().kept_count() == 0 {
+                std::thread::yield_now();
+            }
+            writer.set_hot(false);
+            assert_eq!(writer.endpoint().kept_count(), 0);
         });
     }
 }
