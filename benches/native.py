@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benches.common import ROOT, Run
 
-SUBJECTS = ("append", "latency", "throughput", "fan", "open", "seek", "roll", "guard")
+SUBJECTS = ("append", "latency", "throughput", "fan", "open", "seek", "roll", "guard", "hot")
 TIMEOUT_S = 900
 
 

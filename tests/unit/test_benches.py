@@ -44,6 +44,7 @@ def assert_plausible(results: dict[str, float]) -> None:
         ("seek", {"seek_messages_count": 100_000, "seek_by_time_count": 100}),
         ("roll", {"append_at_roll_count": 6}),
         ("guard", {"guard_turns_count": 10_000}),
+        ("hot", {"hot_count": 1 << 17}),
     ],
 )
 def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str, float]) -> None:

@@ -10,9 +10,7 @@ use chronicle_core::hot::guard::{Guard, GuardMode};
 use chronicle_core::hot::run::{LoopOptions, Meter};
 use chronicle_core::hot::thread::{self, Cargo, HotThread, Options, Program};
 use chronicle_core::wait::WaitStrategy;
-use chronicle_core::{
-    FanIn, MergeMode, Options as QueueOptions, Provisioner, Reader, Start, Writer,
-};
+use chronicle_core::{FanIn, MergeMode, Options as QueueOptions, Reader, Start, Writer};
 
 const PAYLOAD_BYTES: usize = 64;
 
@@ -78,12 +76,6 @@ unsafe extern "C" fn appends(context: *mut Context, message: *const Message) -> 
         note(context, message);
         chr_hot_append(context, 0, 1, (*message).payload, PAYLOAD_BYTES as u32);
     }
-    HANDLED
-}
-
-/// # Safety
-/// Called by the loop.
-unsafe extern "C" fn idles(_: *mut Context) -> i32 {
     HANDLED
 }
 
@@ -202,11 +194,10 @@ fn bare_fan_ticks(queue: &Scratch, count: usize) -> f64 {
 }
 
 /// Ticks per idle turn, with so many sources.
-fn idle_ticks(run: &Run, queue: &Scratch, sources: usize, meter: Meter, hook: bool) -> f64 {
+fn idle_ticks(run: &Run, queue: &Scratch, sources: usize, meter: Meter) -> f64 {
     let readers = (0..sources as u64)
         .map(|n| (n, Reader::open(&queue.0, None, Start::Latest).expect("open")))
         .collect();
-    let _ = hook;
     let mut hot = hot(sums, 0, meter, readers, None, 16);
     let pair = |hot: &HotThread| (hot.shared.page.turns.get(), ticks());
     std::thread::sleep(std::time::Duration::from_millis(2));
@@ -239,7 +230,6 @@ fn segment_bytes(count: usize) -> u64 {
 
 pub fn measure(run: &Run) -> Report {
     let ns = ns_per_tick();
-    let _ = idles;
     let count = run.size(1 << 19, 1 << 17);
     let queue = run.scratch("hot-in");
     let options = QueueOptions { segment_bytes: segment_bytes(count), ..QueueOptions::default() };
@@ -249,7 +239,6 @@ pub fn measure(run: &Run) -> Report {
         payload[..8].copy_from_slice(&n.to_le_bytes());
         writer.append(1, &payload, None).expect("append");
     }
-    let _provisioner = Provisioner::new().expect("provisioner");
     let mut fan = vec![];
     let (mut bare, mut sum, mut clock, mut counter, mut log, mut append) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
@@ -273,16 +262,18 @@ pub fn measure(run: &Run) -> Report {
         log.push(handler(0, logs, None));
         let out = run.scratch("hot-out");
         append.push(handler(0, appends, Some(&out)));
-        let idle = |sources, meter| idle_ticks(run, &queue, sources, meter, false) * ns;
+        let idle = |sources, meter| idle_ticks(run, &queue, sources, meter) * ns;
         idle_off.push(idle(1, Meter::Off));
         idle_0.push(idle(0, Meter::Loop));
         idle_1.push(idle(1, Meter::Loop));
         idle_64.push(idle(64, Meter::Loop));
     }
     let mut report = Report::default();
+    // What is less than the noise is nothing.
     let over = |of: &[f64], floor: &[f64]| {
-        median(&of.iter().zip(floor).map(|(a, b)| a - b).collect::<Vec<_>>())
+        median(&of.iter().zip(floor).map(|(a, b)| a - b).collect::<Vec<_>>()).max(0.0)
     };
+    report.put("hot_count", count as f64);
     report.put_rounds("hot_bare", "ns", &bare);
     report.put_rounds("hot_bare_fan_in", "ns", &fan);
     report.put_rounds("hot_message", "ns", &sum);
