@@ -8,8 +8,8 @@
 //! # Bounds
 //! The models of commit, cursor, slot and of one joiner run to the end. In the others an execution
 //! has at most [`PREEMPTIONS`] preemptions (switches away from a thread that could have gone on;
-//! switches at a blocked or finished thread are free). The mutants of P4 and P9 fail from three on, all
-//! others with one; four leaves one to spare and keeps the whole file far below a minute. Two
+//! switches at a blocked or finished thread are free). The mutants of P4 and P9 fail from three on,
+//! all others with one; four leaves one to spare and keeps the whole file far below a minute. Two
 //! waiters with two records, the largest model, have three.
 //!
 //! # What loom cannot show
