@@ -30,6 +30,7 @@ COMMANDS = [
     ["reader"],
     ["reader", "rm"],
     ["retain"],
+    ["replay"],
 ]
 EXECUTABLE = Path(sys.executable).with_name("chronicle")
 

@@ -11,8 +11,10 @@ import chronicle
 import pytest
 from chronicle.cli import main
 from chronicle.errors import BadArgument, DecodeError, HotThreadFailed, NotAQueue
+from chronicle.hot.program import NativeHandler
 from chronicle.hot.replay import replay
 
+from tests.native_support import TYPE_SUM, library, native, word
 from tests.queue_support import SEGMENT_BYTES, fill_segments, publisher
 from tests.replay_support import (
     Folds,
@@ -217,6 +219,30 @@ def contents_from_floor(path: Path) -> int:
 def _floor(path: Path) -> int:
     found: int = next(s["first_seq"] for s in chronicle.inspect(path)["segments"] if s["first_seq"])
     return found
+
+
+def test_functions_in_c_with_hooks_around_batches_replay_identically(folder: Path) -> None:
+    code = library()
+
+    def handler() -> NativeHandler:
+        # The hooks change state, so a batch that begins elsewhere would show.
+        return native(batched=True, on_batch_begin=code.on_idle, on_batch_end=code.on_start)
+
+    session = Session(folder, handler(), sources=2, outputs=("out",))
+    session.hot.start()
+    for number in range(500):
+        session.inputs[number % 2].append(TYPE_SUM, word(number))
+        session.sent += 1
+        if number % 50 == 0:
+            session.settle()
+    session.stop()
+    report = replay(session.path, handler())
+    assert report.verdict == "identical", report
+    assert report.inputs["batch begin"] == report.inputs["batch end"] >= 10
+    assert report.same_code is None
+    assert any("unaudited" in note for note in report.notes)
+    with pytest.raises(BadArgument, match="no name that can be imported"):
+        replay(session.path)
 
 
 # --- What cannot be proved ---
