@@ -276,6 +276,7 @@ class Session:
             **options,
         )
         self.where = {i: i for i in range(sources)}
+        self.ever_read = set(range(sources))
         self.sent = 0
 
     def reader(self, number: int, **options: Any) -> chronicle.QueueReader:
@@ -295,6 +296,7 @@ class Session:
         )
         assert isinstance(ack, ReaderAdded)
         self.where[ack.source] = number
+        self.ever_read.add(number)
         return ack.source
 
     def remove(self, source: int) -> None:
@@ -308,8 +310,10 @@ class Session:
         self.hot.wait_for(self.hot.send(message, timeout=PATIENCE_S), PATIENCE_S)
 
     def settle(self) -> None:
-        """Wait until all that was sent has been handled."""
-        until(lambda: self.hot.status.messages >= self.sent)
+        """Wait until all that was sent has been handled, and nothing else."""
+        until(lambda: self.hot.status.messages >= self.sent or self.hot.failure is not None)
+        assert self.hot.failure is None
+        assert self.hot.status.messages == self.sent
 
     def stop(self) -> None:
         self.settle()
