@@ -327,6 +327,104 @@ def test_an_output_that_was_made_anew_is_not_compared(folder: Path) -> None:
     assert report.state == "identical"
 
 
+def rewritten(folder: Path, path: Path, *, records_max: int | None = None, **head: Any) -> Path:
+    """Copy a journal with some parts of its head changed, and cut off."""
+    copy = folder / "rewritten"
+    with publisher(copy) as writer:
+        for number, (_, type_id, _, data) in enumerate(contents(path)[:records_max]):
+            if number == 0:
+                data = json.dumps(json.loads(data) | head).encode()
+            writer.append(type_id, data)
+    return copy
+
+
+def copied_output(folder: Path, count: int, **more: Any) -> dict[str, Any]:
+    """Copy the first messages of the output to another queue; return how a head names that."""
+    with publisher(folder / "copy") as writer:
+        for _, type_id, timestamp_ns, data in contents(folder / "out")[:count]:
+            writer.append(type_id, data, timestamp_ns=timestamp_ns)
+        path, queue_id = str(folder / "copy"), writer.queue_id
+        place = {"path": path, "queue_id": queue_id, "next_seq": 1, "epoch": writer.epoch}
+    return {"out": place | more}
+
+
+def test_outputs_that_end_early_are_no_difference_once_the_machine_has_rebooted(
+    folder: Path,
+) -> None:
+    path = small_run(folder)
+    writers = copied_output(folder, 6)
+    report = replay(rewritten(folder, path, writers=writers, boot_id="another"))
+    assert report.verdict == "unproved"
+    assert any("ends at seq=7; the machine has rebooted since" in why for why in report.unproved)
+    assert (report.outputs[0].equal, report.outputs[0].skipped) == (6, 2)
+    assert report.state == "identical"
+    shutil.rmtree(folder / "rewritten")
+    # On the same boot nothing is lost: the handler publishes more than it did.
+    found = replay(rewritten(folder, path, writers=writers)).difference
+    assert found is not None
+    assert (found.kind, found.seq, found.expected_message) == ("output", 7, None)
+
+
+def test_what_others_wrote_where_a_run_was_cut_off_is_no_difference(folder: Path) -> None:
+    path = small_run(folder)
+    writers = copied_output(folder, 5)
+    with publisher(folder / "copy") as writer:
+        writer.append(9, b"of the next run")
+    # Head and six inputs: what the sixth published was lost, and its number used again.
+    report = replay(rewritten(folder, path, records_max=7, writers=writers))
+    assert report.verdict == "unproved"
+    assert report.difference is None
+    assert any("was written by others from seq=6 on" in why for why in report.unproved)
+    assert report.outputs[0].equal == 5
+    shutil.rmtree(folder / "rewritten")
+    # An earlier message that is another one is a difference.
+    found = replay(rewritten(folder, path, records_max=8, writers=writers)).difference
+    assert found is not None
+    assert (found.seq, found.field, found.expected) == (6, "type_id", 9)
+
+
+def test_messages_that_only_the_cut_off_run_published_are_a_difference(folder: Path) -> None:
+    path = small_run(folder)
+    found = replay(rewritten(folder, path, records_max=7)).difference
+    assert found is not None
+    assert (found.kind, found.expected, found.found) == ("count", 9, 6)
+
+
+def test_an_output_that_refused_a_message_leaves_the_state_unproved(folder: Path) -> None:
+    with publisher(folder / "out", segments_max=2) as writer:
+        assert writer.next_seq == 1
+    session = Session(folder, Plain(), sources=1, outputs=("out",))
+    session.hot.start()
+    for price in range(14, 5_000):
+        session.tick(0, price)
+    with pytest.raises(HotThreadFailed, match="cannot be written"):
+        session.hot.join(60)
+    session.close()
+    published = len(contents(folder / "out"))
+    report = replay(session.path)
+    assert report.difference is None
+    assert (report.verdict, report.state) == ("unproved", "not compared")
+    assert any("an output refused a message" in why for why in report.unproved)
+    assert report.outputs[0].equal == published
+    assert report.inputs["message"] == published + 1
+
+
+def test_a_journal_that_is_full_ends_the_run_before_the_input_and_replays(folder: Path) -> None:
+    with publisher(folder / "journal", segments_max=2) as writer:
+        assert writer.next_seq == 1
+    session = Session(folder, Plain(), sources=1, outputs=("out",))
+    session.hot.start()
+    for price in range(14, 5_000):
+        session.tick(0, price)
+    with pytest.raises(HotThreadFailed, match="journal cannot be written"):
+        session.hot.join(60)
+    session.close()
+    published = contents(folder / "out")
+    report = replay(session.path)
+    assert report.difference is None
+    assert report.outputs[0].equal == len(published) == report.inputs["message"]
+
+
 def test_until_stops_after_so_many_inputs(folder: Path) -> None:
     report = replay(small_run(folder), until=4)
     assert report.verdict == "unproved"
