@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from chronicle.cli import (
+    audit,
     bench,
     doctor,
     import_capture,
@@ -64,7 +65,8 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
-    for module in (import_capture, inspect, tail, doctor, bench, reader, retain, restore, replay):
+    first = (import_capture, inspect, tail, doctor, audit, bench)
+    for module in (*first, reader, retain, restore, replay):
         module.add(commands)
     return parser
 

@@ -216,7 +216,6 @@ def _call(builder: ir.IRBuilder, compiled: _Compiled, arguments: list[Any]) -> N
 
 
 def _object_file(entries: ir.Module, libraries: list[Any]) -> bytes:
-    machine = target_machine()
     module = llvm.parse_assembly(str(entries))
     for library in dict.fromkeys(libraries):
         module.link_in(library._get_module_for_linking(), preserve=True)
@@ -228,11 +227,16 @@ def _object_file(entries: ir.Module, libraries: list[Any]) -> bytes:
             variable.linkage = "internal"
     module = _without_jump_tables(module)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
-    image: bytes = machine.emit_object(module)
+    run_passes(module)
+    image: bytes = target_machine().emit_object(module)
     return image
+
+
+def run_passes(module: Any) -> None:
+    """Optimize a module as a whole."""
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    passes = llvm.create_pass_builder(target_machine(), options)
+    passes.getModulePassManager().run(module, passes)
 
 
 def _without_jump_tables(module: Any) -> Any:

@@ -1,7 +1,7 @@
 """From an object file to addresses, by LLVM's linker. Imports llvmlite, and never Numba.
 
-Each object gets a library of its own, in which nothing is known but the symbols that it may call.
-So an object that asks for anything else does not link, whatever an audit may have missed.
+Each object gets a library of its own, with the addresses of the symbols that it asks for. Those are
+what the machine net has found in the object file itself, each time that it is loaded.
 """
 
 from __future__ import annotations

@@ -132,6 +132,9 @@ class _Inspection:
                     "it may call the core, libm, memcpy and its kin; write it in Python, or pass a "
                     "NativeHandler",
                 )
+        for symbol in self.symbols:
+            if symbol["st_shndx"] == "SHN_COMMON":
+                self.refuse(f"data that can change, {symbol.name!r}")
         if self.machine not in _DIRECT_CALLS:
             self.refuse(f"machine code for {self.machine}", "x86-64 and aarch64 can be audited")
             return MachineReport({}, self.undefined, 0, 0, tuple(self.findings))
@@ -242,6 +245,7 @@ class _Walk:
         self.starts = starts
         self.relocations = relocations
         self.calls: dict[str, None] = {}
+        self.targets: set[int] = set()
         self.stack = 0
 
     def function(self, code: bytes) -> Function:
@@ -249,9 +253,13 @@ class _Walk:
         decoder = self.decoder()
         decoder.detail = True
         end = self.start
+        begins: set[int] = set()
         for instruction in decoder.disasm(code, self.start):
+            begins.add(instruction.address)
             end = instruction.address + instruction.size
             self.instruction(instruction)
+        for target in sorted(self.targets - begins):
+            self.refuse(f"a branch into the middle of an instruction, to {target:#x},")
         if end != self.end:
             self.refuse(f"an instruction that is not known, at {end:#x}")
         return Function(self.name, len(code), self.stack, tuple(self.calls))
@@ -287,8 +295,8 @@ class _Walk:
             self.calls[self.starts[target]] = None
         elif is_call or not self.start <= target < self.end:
             self.refuse(f"a branch to {target:#x}, outside of every function")
-        elif target == self.start:
-            pass  # A loop back to the first instruction.
+        else:
+            self.targets.add(target)
 
 
 class _WalkX86(_Walk):
@@ -360,13 +368,18 @@ class _WalkArm(_Walk):
     def frame(self, instruction: Any) -> None:
         """Follow what the function takes of the stack."""
         name, text = instruction.mnemonic, instruction.op_str
-        if name == "sub" and text.startswith("sp, sp, #"):
-            parts = text.split("#")
-            amount = int(parts[1].split(",")[0], 0)
-            self.stack += amount << (int(parts[2], 0) if "lsl" in text else 0)
-        elif name in ("str", "stp") and text.endswith("]!") and "[sp, #-" in text:
+        if name in ("str", "stp") and text.endswith("]!") and "[sp, #-" in text:
             self.stack += int(text.split("#-")[1].rstrip("]!"), 0)
-        elif text.startswith("sp, ") and name not in ("add", "mov", "cmp", "sub"):
+        if not text.startswith("sp, ") or name in ("cmp", "cmn", "tst"):
+            return
+        operands = text.split(", ")
+        is_number = len(operands) > 2 and operands[2].startswith("#")
+        if name == "sub" and operands[1] == "sp" and is_number:
+            shift = int(operands[3].removeprefix("lsl #"), 0) if len(operands) > 3 else 0
+            self.stack += int(operands[2][1:], 0) << shift
+        elif name in ("add", "sub") and operands[1] in ("sp", "x29") and is_number:
+            pass  # Gives back what was taken.
+        elif (name, operands[1]) != ("mov", "x29"):
             self.refuse(f"a stack of computed size, `{name} {text}`,")
 
 
