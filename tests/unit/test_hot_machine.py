@@ -10,13 +10,15 @@ import llvmlite.binding as llvm
 import pytest
 from chronicle.errors import CompileError
 from chronicle.hot import Handler, emit
+from chronicle.hot import link as link_module
 from chronicle.hot.compile import build
 from chronicle.hot.frontend import translate
 from chronicle.hot.link import ALLOWED_SYMBOLS, link
 from chronicle.hot.machine import MachineReport, inspect_object
 from elftools.elf.elffile import ELFFile
 
-from tests.hot_handlers import HANDLERS, OrderBook, Volatility
+from tests.hot_books import OrderBook
+from tests.hot_handlers import HANDLERS, Volatility
 from tests.hot_support import SYMBOLS
 
 X86 = "x86_64-unknown-linux-gnu"
@@ -102,6 +104,7 @@ def patched(code: bytes, triple: str) -> bytes:
     stores = [f"store volatile i64 {n}, ptr %c" for n in range(16)]
     image = object_of(body(*stores), triple)
     section = ELFFile(io.BytesIO(image)).get_section_by_name(".text")
+    assert section is not None
     start = section["sh_offset"]
     nop, ret = (b"\x90", b"\xc3") if triple == X86 else (b"\x1f\x20\x03\xd5", b"\xc0\x03\x5f\xd6")
     filled = code + nop * ((section["sh_size"] - len(ret) - len(code)) // len(nop)) + ret
@@ -297,7 +300,7 @@ def test_our_handlers_pass_on_aarch64_too(handler: type[Handler], monkeypatch: p
             modules.append(str(module))
             return b""
 
-    machine = Recorder(emit.target_machine())
+    machine = Recorder(link_module.target_machine())
     monkeypatch.setattr(emit, "target_machine", lambda: machine)
     emit.emit(handler.SPEC, translate(handler.SPEC))
     text = re.sub(r"^target (datalayout|triple) = .*$", "", modules[0], flags=re.MULTILINE)

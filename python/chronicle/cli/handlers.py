@@ -67,15 +67,17 @@ def _load(place: str) -> ModuleType:
         if place.endswith(".py"):
             return _load_file(place)
         return importlib.import_module(place)
+    except BadArgument:
+        raise
     except ModuleNotFoundError as error:
         raise BadArgument(_not_found(place, error.name or "")) from None
-    except FileNotFoundError:
-        raise BadArgument(f"there is no file '{place}'; check the path") from None
     except Exception as error:
         raise BadArgument(_broken(place, error)) from error
 
 
 def _load_file(place: str) -> ModuleType:
+    if not os.path.exists(place):  # noqa: PTH110
+        raise BadArgument(f"there is no file '{place}'; check the path")
     # The folder of a script is where its own imports are looked for.
     folder = os.path.dirname(os.path.abspath(place))  # noqa: PTH100, PTH120
     if folder not in sys.path:

@@ -66,14 +66,17 @@ def load(key: str) -> Entry | None:
     except OSError as error:
         LOGGER.warning("cache entry '%s' cannot be read: %s; compiling", path, error.strerror)
         return None
+    facts = os.fstat(descriptor)
+    why = ""
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        why = "is not a file of this user's"
+    elif facts.st_mode & 0o022:
+        why = "can be written by others"
+    if why:
+        os.close(descriptor)
+        LOGGER.warning("cache entry '%s' %s; compiling", path, why)
+        return None
     with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            LOGGER.warning("cache entry '%s' is not a file of this user's; compiling", path)
-            return None
-        if facts.st_mode & 0o022:
-            LOGGER.warning("cache entry '%s' can be written by others; compiling", path)
-            return None
         data = file.read()
         with contextlib.suppress(OSError):
             os.utime(descriptor)  # So that what is used stays.

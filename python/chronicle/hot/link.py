@@ -1,7 +1,7 @@
 """From an object file to addresses, by LLVM's linker. Imports llvmlite, and never Numba.
 
-Each object gets a library of its own, with the addresses of the symbols that it asks for. Those are
-what the machine net has found in the object file itself, each time that it is loaded.
+Each object gets a library of its own, with the addresses of the symbols that it asks for, as the
+machine net found them. One that is not on the list is refused here once more.
 """
 
 from __future__ import annotations

@@ -19,6 +19,14 @@ from chronicle.hot.lower_types import Refusal, describe
 __all__ = ["HandlerCompiler"]
 
 _TEMPORARY = ("$", "_chr_")
+_UNUSED = frozenset(
+    {
+        *("DeadBranchPrune", "DumpParforDiagnostics", "FindLiterallyCalls", "InlineClosureLikes"),
+        *("InlineInlinables", "InlineOverloads", "LiteralPropagationSubPipelinePass"),
+        *("LiteralUnroll", "MakeFunctionToJitFunction", "NopythonRewrites"),
+        *("RewriteDynamicRaises", "RewriteSemanticConstants", "WithLifting"),
+    }
+)
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)
@@ -102,6 +110,8 @@ class HandlerCompiler(CompilerBase):  # type: ignore[misc]
     def define_pipelines(self) -> list[Any]:
         """Return the one pipeline."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        # For closures, generators, `with` and array expressions, which the front end refuses.
+        passes.passes = [each for each in passes.passes if each[0].__name__ not in _UNUSED]
         passes.add_pass_after(_CheckTypes, NopythonTypeInference)
         passes.finalize()
         return [passes]

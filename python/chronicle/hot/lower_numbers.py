@@ -330,6 +330,7 @@ def _power(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
     zero = F64(0.0)
     infinite = builder.or_(emit.is_infinite(a), emit.is_infinite(b))
     bad = builder.and_(builder.fcmp_ordered("==", a, zero), builder.fcmp_ordered("<", b, zero))
+    bad = builder.and_(bad, builder.not_(infinite))
     emit.fail_if(bad, "ZeroDivisionError", "zero to a negative power: exponent={value}", b)
     broken = builder.fcmp_ordered("!=", emit.rounded("floor", b), b)
     bad = builder.and_(builder.fcmp_ordered("<", a, zero), broken)

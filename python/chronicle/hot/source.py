@@ -63,6 +63,7 @@ def function_source(function: FunctionType) -> ast.FunctionDef:
 
 
 def _parse(file: str, function: FunctionType) -> _Parsed:
+    linecache.checkcache(file)
     lines = linecache.getlines(file, function.__globals__)
     if not lines:
         raise CompileError(
