@@ -243,6 +243,16 @@ FIGURES = (
         "start_bare_median_ms",
     ),
     Figure(
+        "handoff",
+        "hand-off: from a queue that is ready on disk to its first message handled, p50",
+        "max",
+        5.0,
+        "≤ 5 ms",
+        "handoff_p50_median_ms",
+        "handoff_p50_median_ms",
+        "ms",
+    ),
+    Figure(
         "one_way_python",
         "Python to Python, one-way p50: the best of iceoryx2, pyzmq, multiprocessing, faster-fifo "
         "against this library",

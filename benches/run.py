@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benches import calls, feed, native, peers, report, startup  # noqa: E402
+from benches import calls, feed, handoff, native, peers, report, startup  # noqa: E402
 from benches.common import Run  # noqa: E402
 
 IN_NAMESPACE = "CHRONICLE_BENCH_NAMESPACE"
@@ -42,6 +42,7 @@ def subjects() -> dict[str, Measure]:
     found["calls"] = calls.measure
     found["column"] = calls.measure_column
     found["startup"] = startup.measure
+    found["handoff"] = handoff.measure
     found["peers"] = peers.measure
     found["feed"] = feed.measure
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import calls, feed, native, peers, report, startup
+from benches import calls, feed, handoff, native, peers, report, startup
 from benches.common import Run, median_ratio, quantile
 from benches.figures import FIGURES
 
@@ -56,7 +56,9 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
         assert received == 2 * 1_000
 
 
-@pytest.mark.parametrize("measure", [calls.measure, calls.measure_column, startup.measure])
+@pytest.mark.parametrize(
+    "measure", [calls.measure, calls.measure_column, startup.measure, handoff.measure]
+)
 def test_a_python_benchmark_checks_out(run: Run, measure) -> None:
     assert_plausible(measure(run))
 

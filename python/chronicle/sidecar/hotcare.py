@@ -215,8 +215,9 @@ class HotCare:
         In such a turn it has looked at every source, so whatever was committed before is handled.
         """
         end_s = time.monotonic() + self._drain_s
-        before = self.thread.status
-        while before.state in ("starting", "running", "parked"):
+        before = now = self.thread.status
+        # One that has ended, by itself or meanwhile, takes nothing more.
+        while now.state in ("starting", "running", "parked"):
             self.thread.nudge()
             self._poll()
             await asyncio.sleep(_LOOK_S)
