@@ -43,6 +43,31 @@ def program(rest: str) -> str:
     return textwrap.dedent(START) + textwrap.dedent(rest)
 
 
+def test_a_guard_whose_signal_another_library_takes_over_is_reported_once(tmp_path: Path) -> None:
+    text = run(
+        program("""
+            import logging
+            lines = []
+            handler = logging.Handler(logging.ERROR)
+            handler.emit = lambda record: lines.append(record.getMessage())
+            logging.getLogger("chronicle").addHandler(handler)
+            hot = chronicle.HotThread(native(), readers=[reader], guard="observe", wait="spin")
+            hot.start()
+            until(lambda: hot.status.state == "running")
+            hot.poll()
+            print(hot.status.guard_lost, len(lines))
+            signal.signal(signal.SIGSYS, lambda number, frame: None)
+            for _ in range(3):
+                hot.poll()
+            print(hot.status.guard_lost, len(lines), lines[0][:27], flush=True)
+            # Its calls would go astray from here on, those of its end too.
+            os._exit(0)
+        """),
+        str(tmp_path),
+    )
+    assert text == "False 0\nTrue 1 guard lost: another library\n"
+
+
 @pytest.mark.parametrize("guard", ["off", "observe", "enforce"])
 def test_the_interpreter_ends_cleanly_with_a_running_hot_thread(tmp_path: Path, guard: str) -> None:
     text = run(

@@ -477,6 +477,7 @@ def test_a_scrape_tells_of_threads_queues_mirrors_and_services(folder):
             'chronicle_hot_state{state="parked",thread="h"}': 1,
             'chronicle_hot_log_drops_total{thread="h"}': 0,
             'chronicle_hot_guard_seen_total{thread="h"}': 0,
+            'chronicle_hot_guard_lost{thread="h"}': 0,
             'chronicle_hot_handler_time_seconds_count{thread="h"}': 100,
             f"chronicle_queue_next_seq{{{queue}}}": 101,
             f"chronicle_queue_segments{{{queue}}}": 1,

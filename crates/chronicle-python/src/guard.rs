@@ -28,7 +28,7 @@ pub fn mode(name: &str) -> PyResult<GuardMode> {
 }
 
 /// A report as Python takes it (`chronicle.hot.guard.GuardReport.from_native`): number, arch, args,
-/// call_site, stack, timestamp_ns, refused.
+/// call_site, stack, timestamp_ns, action.
 pub fn to_tuple<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyTuple>> {
     (
         report.number,
@@ -37,7 +37,11 @@ pub fn to_tuple<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, Py
         report.call_site,
         PyTuple::new(py, report.stack)?,
         report.timestamp_ns,
-        report.action == GuardAction::Refused,
+        match report.action {
+            GuardAction::Allowed => "allowed",
+            GuardAction::MadeStopping => "made, stopping",
+            GuardAction::Refused => "refused",
+        },
     )
         .into_pyobject(py)
 }
@@ -113,17 +117,23 @@ impl GuardTrial {
         self.no_new_privs
     }
 
-    /// Whether a call was refused under `enforce`.
+    /// Whether there was a call that `enforce` forbids.
     #[getter]
     fn must_stop(&self) -> bool {
         self.guard.must_stop()
     }
 
-    /// Calls seen, refused, and dropped because the ring was full.
+    /// Calls seen, refused, made although they stop the thread, and dropped because the ring was full.
     #[getter]
-    fn counts(&self) -> (u64, u64, u64) {
+    fn counts(&self) -> (u64, u64, u64, u64) {
         let counts = self.guard.counts();
-        (counts.seen, counts.refused, counts.dropped)
+        (counts.seen, counts.refused, counts.made, counts.dropped)
+    }
+
+    /// Whether another library's handler of SIGSYS was found in the place of ours.
+    #[getter]
+    fn lost(&self) -> bool {
+        self.guard.counts().lost
     }
 
     /// The reports so far, each as a tuple; see `GuardReport.from_native`.

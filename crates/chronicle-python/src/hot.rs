@@ -418,6 +418,11 @@ impl HotCore {
         PyBytes::new(py, &bytes)
     }
 
+    /// Whether another library's handler of SIGSYS was found in the place of ours.
+    fn guard_lost(&self) -> bool {
+        self.guard.counts().lost
+    }
+
     /// All reports of the guard there are, oldest first; see `GuardReport.from_native`.
     fn drain_guard(&self, py: Python<'_>) -> PyResult<Vec<Py<PyTuple>>> {
         guard::drain(py, &self.guard)
@@ -441,7 +446,9 @@ impl HotCore {
         let counts = self.guard.counts();
         out.set_item("guard_seen", counts.seen)?;
         out.set_item("guard_refused", counts.refused)?;
+        out.set_item("guard_made", counts.made)?;
         out.set_item("guard_dropped", counts.dropped)?;
+        out.set_item("guard_lost", counts.lost)?;
         Ok(out)
     }
 

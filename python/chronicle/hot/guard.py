@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["GuardAction", "GuardMode", "GuardReport", "register_code", "unregister_code"]
 
 GuardMode = Literal["off", "observe", "enforce"]
-GuardAction = Literal["allowed", "refused"]
+GuardAction = Literal["allowed", "made, stopping", "refused"]
 
 # AUDIT_ARCH_* of linux/audit.h.
 _ARCHITECTURES = {
@@ -46,7 +46,9 @@ class GuardReport:
         The code that called that one, and so on, innermost first, as far as the stack shows it; see
         `chronicle.hot.symbols.find_callers`.
     action
-        ``"allowed"``: it was made. ``"refused"``: it returned EPERM.
+        ``"allowed"``: it was made. ``"refused"``: it returned EPERM, or from a wait on a futex
+        EAGAIN. ``"made, stopping"``: it was made, because its refusal would have endangered the
+        process, and the thread stops as after a refusal.
     timestamp_ns
         Wall clock, nanoseconds since 1970-01-01 UTC.
     architecture
@@ -68,7 +70,7 @@ class GuardReport:
 
         Call it soon, while the code that made the call is still loaded.
         """
-        number, arch, args, address, stack, timestamp_ns, refused = report
+        number, arch, args, address, stack, timestamp_ns, action = report
         architecture = _ARCHITECTURES.get(arch, f"architecture {arch:#x}")
         # The kernel tells the address behind the instruction; the one before is inside of it.
         call_site = locate(address - 1)
@@ -78,7 +80,7 @@ class GuardReport:
             args,
             call_site,
             tuple(find_callers(stack, call_site)),
-            "refused" if refused else "allowed",
+            action,
             timestamp_ns,
             architecture,
         )

@@ -119,8 +119,13 @@ class HotStatus(NamedTuple):
         readers and writers that it has now.
     segments_kept
         Mappings left behind that are kept until the stop, or `HotThread.release_retired`.
-    guard_seen, guard_refused, guard_dropped
-        System calls of the hot thread: all, refused, and reported to nobody (full ring).
+    guard_seen, guard_refused, guard_made, guard_dropped
+        System calls of the hot thread: all, refused, made although they stop the thread (under
+        ``guard="enforce"``, if their refusal would endanger the process), and reported to nobody
+        (full ring).
+    guard_lost
+        Another library has put its SIGSYS handler in the place of the guard's while the thread ran:
+        since then system calls of the thread are not seen, and return whatever that handler leaves.
     journal_records
         Inputs written down.
     thread_id, started_ns
@@ -157,7 +162,9 @@ class HotStatus(NamedTuple):
     segments_kept: int = 0
     guard_seen: int = 0
     guard_refused: int = 0
+    guard_made: int = 0
     guard_dropped: int = 0
+    guard_lost: bool = False
     journal_records: int = 0
     thread_id: int = 0
     started_ns: int = 0

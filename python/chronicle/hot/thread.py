@@ -217,6 +217,7 @@ class HotThread:
         self._log_drops_told = 0
         #: System calls by what they were and who made them; the first of each is logged.
         self._guard_counts: dict[tuple[str, str], int] = {}
+        self._guard_lost = False
         self._polled_s: float | None = None
         #: Readers that were handed over, by ticket, until they are answered for.
         self._handed: dict[int, QueueReader] = {}
@@ -377,7 +378,7 @@ class HotThread:
         kind = HotThreadFailed
         if cause == "guard":
             kind = GuardViolation
-            reason = "it made a system call, which its guard refuses"
+            reason = "it made a system call, which its guard forbids"
         elif failure["text"]:
             reason = failure["text"]
         elif error is not None:
@@ -604,6 +605,7 @@ class HotThread:
                 report = GuardReport.from_native(native)
                 self._pending.append(report)
                 self._note_report(report)
+            self._note_guard()
 
     def _note_report(self, report: GuardReport) -> None:
         """Log a system call if it is the first from its place; count it in any case."""
@@ -611,6 +613,17 @@ class HotThread:
         count = self._guard_counts[key] = self._guard_counts.get(key, 0) + 1
         if count == 1:
             self._log.warning("system call on the hot thread: %s", report)
+
+    def _note_guard(self) -> None:
+        """Say once that the guard no longer sees anything."""
+        if not self._guard_lost and self._core.guard_lost():
+            self._guard_lost = True
+            self._log.error(
+                "guard lost: another library has installed its own handler of SIGSYS since "
+                "thread='%s' was started; its system calls are not seen and may return wrong "
+                "results; install that handler before chronicle's, or use guard='off'",
+                self.name,
+            )
 
     @property
     def guard_counts(self) -> dict[tuple[str, str], int]:

@@ -49,10 +49,15 @@ _HOT_COUNTERS = {
     "wakes_inline": "Wake-ups that the thread made itself",
     "guard_seen": "System calls",
     "guard_refused": "System calls that were refused",
+    "guard_made": "System calls that were made although they stop the thread",
     "guard_dropped": "System calls that were reported to nobody",
     "journal_records": "Inputs written to the journal",
 }
-_HOT_GAUGES = {"sources": "Readers", "segments_kept": "Mappings kept until the end"}
+_HOT_GAUGES = {
+    "sources": "Readers",
+    "segments_kept": "Mappings kept until the end",
+    "guard_lost": "Whether another library has taken over the guard's signal",
+}
 _SWITCHES = {"voluntary": "switches_voluntary", "involuntary": "switches_involuntary"}
 _FAULTS = {"minor": "faults_minor", "major": "faults_major"}
 

@@ -2,20 +2,20 @@
 //!
 //! [`Guard::arm`] puts the calling thread under a filter (`os::seccomp`). Each call of that thread
 //! then becomes a [`Report`] in a bounded ring, which any other thread drains; in
-//! [`GuardMode::Observe`] the call is made all the same, in [`GuardMode::Enforce`] it is refused and
-//! the thread is told to stop. The thread never waits for whoever drains: a full ring drops
+//! [`GuardMode::Observe`] the call is made all the same, in [`GuardMode::Enforce`] it is refused,
+//! unless that would harm others ([`Rule::Made`]), and the thread is told to stop. The thread never waits for whoever drains: a full ring drops
 //! and counts. As long as there is nothing to report, a guard costs the thread one load per
 //! [`Guard::must_stop`].
 //!
 //! The ring's producer belongs to the signal handler of the one armed thread. `os::sigsys` blocks
-//! signals while it is told of a call, so the producer is never entered twice, which it could not
+//! signals, SIGSYS included, while it is told of a call, so the producer is never entered twice, which it could not
 //! bear. A guard is armed once, so the producer never passes from one thread to another.
 //!
 //! # Orderings
 //! None: what this module shares are counts and two flags that publish nothing; each is Relaxed and
 //! says so. Reports are published by the ring.
 
-use crate::os::sigsys::{self, Call, Decision, Supervisor};
+use crate::os::sigsys::{self, Call, Decision, Rule, Supervisor};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 use std::cell::UnsafeCell;
 use std::io;
@@ -29,8 +29,8 @@ pub enum GuardMode {
     Off,
     /// System calls are reported and made.
     Observe,
-    /// System calls are reported and refused, and the thread is to stop. Made all the same are the
-    /// few whose refusal would hang other threads: see `os::sigsys`.
+    /// System calls are reported and refused, and the thread is to stop. Made all the same are those
+    /// whose refusal would endanger the process: see [`Rule::Made`].
     Enforce,
 }
 
@@ -38,6 +38,9 @@ pub enum GuardMode {
 pub enum GuardAction {
     /// The call was made.
     Allowed,
+    /// The call was made, because its refusal would endanger the process; it is a violation as any
+    /// other, and the thread stops.
+    MadeStopping,
     /// The call returned EPERM, or from a wait on a futex EAGAIN.
     Refused,
 }
@@ -70,7 +73,15 @@ pub struct Guard {
     seen: AtomicU64,
     dropped: AtomicU64,
     refused: AtomicU64,
+    made: AtomicU64,
+    /// Another library's handler was found in the place of ours while the thread was armed.
+    lost: AtomicU32,
 }
+
+/// States of `used`.
+const NEW: u32 = 0;
+const ARMED: u32 = 1;
+const ENDED: u32 = 2;
 
 // SAFETY: the one field that is not `Sync` is the producer. Only `trapped` touches it, which runs in
 // the signal handler of the one thread that `used` lets in, with signals blocked.
@@ -83,8 +94,13 @@ pub struct GuardCounts {
     pub seen: u64,
     /// Of these, refused.
     pub refused: u64,
+    /// Of these, made under [`GuardMode::Enforce`] although they stop the thread.
+    pub made: u64,
     /// Of these, not in the ring, because it was full.
     pub dropped: u64,
+    /// Another library has installed its handler of SIGSYS over ours: from then on calls of the
+    /// thread are not counted, and return whatever that handler leaves.
+    pub lost: bool,
 }
 
 impl Guard {
@@ -105,11 +121,13 @@ impl Guard {
             mode,
             producer: UnsafeCell::new(producer),
             consumer: Mutex::new(consumer),
-            used: AtomicU32::new(0),
+            used: AtomicU32::new(NEW),
             must_stop: AtomicU32::new(0),
             seen: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            lost: AtomicU32::new(0),
         }))
     }
 
@@ -125,20 +143,21 @@ impl Guard {
     ///
     /// # Errors
     /// If filters are not allowed here, another library has taken over SIGSYS, the guard was used
-    /// already, or the thread is guarded. Nothing has changed then.
+    /// already, or the thread is guarded. The thread has no filter then, or no other than before.
     pub fn arm(self: &Arc<Self>) -> io::Result<Armed> {
         if self.mode == GuardMode::Off {
-            return Ok(Armed { inner: None });
+            return Ok(Armed { inner: None, guard: Arc::clone(self) });
         }
         // Relaxed, here and below: nothing is read through it; whoever got the guard itself sees
         // the producer as it was made.
-        if self.used.swap(1, Ordering::Relaxed) != 0 {
+        if self.used.compare_exchange(NEW, ARMED, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Err(io::Error::other("the guard was armed before; make one for each thread"));
         }
         let supervisor: Arc<dyn Supervisor> = Arc::<Self>::clone(self);
         // Relaxed: as above; a thread that could not be armed has not touched the producer.
-        let unused = |_: &io::Error| self.used.store(0, Ordering::Relaxed);
-        Ok(Armed { inner: Some(sigsys::arm(supervisor).inspect_err(unused)?) })
+        let unused = |_: &io::Error| self.used.store(NEW, Ordering::Relaxed);
+        let inner = sigsys::arm(supervisor).inspect_err(unused)?;
+        Ok(Armed { inner: Some(inner), guard: Arc::clone(self) })
     }
 
     /// Whether there was a call in [`GuardMode::Enforce`]. One load.
@@ -148,16 +167,31 @@ impl Guard {
         self.must_stop.load(Ordering::Relaxed) != 0
     }
 
+    /// How many calls there were. Also looks whether the handler is still ours: not for the armed
+    /// thread.
     pub fn counts(&self) -> GuardCounts {
+        self.look_for_handler();
         // Relaxed: for show; each is exact on its own.
-        let [seen, refused, dropped] =
-            [&self.seen, &self.refused, &self.dropped].map(|count| count.load(Ordering::Relaxed));
-        GuardCounts { seen, refused, dropped }
+        let [seen, refused, made, dropped] = [&self.seen, &self.refused, &self.made, &self.dropped]
+            .map(|count| count.load(Ordering::Relaxed));
+        // Relaxed: as above.
+        let lost = self.lost.load(Ordering::Relaxed) != 0;
+        GuardCounts { seen, refused, made, dropped, lost }
+    }
+
+    /// One system call while the thread is armed.
+    fn look_for_handler(&self) {
+        // Relaxed: a flag that publishes nothing; seen late, the next look finds it.
+        if self.used.load(Ordering::Relaxed) == ARMED && !sigsys::is_installed() {
+            // Relaxed: as above.
+            self.lost.store(1, Ordering::Relaxed);
+        }
     }
 
     /// Takes the reports that are there, oldest first, and returns how many. Any thread may call it;
     /// it waits only for others that drain. The armed thread never waits for it.
     pub fn drain(&self, mut take: impl FnMut(Report)) -> usize {
+        self.look_for_handler();
         let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
         // No more than were there at first, so that it ends however fast new ones come.
         let count = consumer.slots();
@@ -174,8 +208,14 @@ impl Guard {
 impl Supervisor for Guard {
     fn trapped(&self, call: &Call) -> Decision {
         let enforce = self.mode == GuardMode::Enforce;
-        let refuse = call.must_refuse || (enforce && !call.must_pass);
-        let action = if refuse { GuardAction::Refused } else { GuardAction::Allowed };
+        let action = match call.rule {
+            Rule::Refused => GuardAction::Refused,
+            Rule::Free if enforce => GuardAction::Refused,
+            Rule::Made if enforce => GuardAction::MadeStopping,
+            Rule::Free | Rule::Made | Rule::Foreign => GuardAction::Allowed,
+        };
+        let refuse = action == GuardAction::Refused;
+        let made = action == GuardAction::MadeStopping;
         let report = Report {
             number: call.number,
             arch: call.arch,
@@ -185,13 +225,15 @@ impl Supervisor for Guard {
             timestamp_ns: call.timestamp_ns,
             action,
         };
+        // Counted first: whoever drains has not taken more than were seen.
+        // Relaxed, all of them: counts and a flag; the reports are published by the ring.
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        self.refused.fetch_add(u64::from(refuse), Ordering::Relaxed);
+        self.made.fetch_add(u64::from(made), Ordering::Relaxed);
         // SAFETY: see `Sync`: nobody else is here.
         let pushed = unsafe { (*self.producer.get()).push(report).is_ok() };
-        // Relaxed, all four: counts and a flag; the reports are published by the ring.
-        self.seen.fetch_add(1, Ordering::Relaxed);
         self.dropped.fetch_add(u64::from(!pushed), Ordering::Relaxed);
-        self.refused.fetch_add(u64::from(refuse), Ordering::Relaxed);
-        if enforce {
+        if enforce && call.rule != Rule::Foreign {
             self.must_stop.store(1, Ordering::Relaxed);
         }
         if refuse { Decision::Refuse } else { Decision::Pass }
@@ -203,6 +245,16 @@ impl Supervisor for Guard {
 pub struct Armed {
     /// `None` if the mode is off.
     inner: Option<sigsys::Armed>,
+    guard: Arc<Guard>,
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        if self.inner.take().is_some() {
+            // Relaxed: tells only that the handler matters no more.
+            self.guard.used.store(ENDED, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Armed {

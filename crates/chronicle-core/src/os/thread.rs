@@ -182,7 +182,7 @@ fn touch(pages: usize) {
 }
 
 /// Lowest and one past the highest address of the calling thread's stack, without guard pages.
-fn stack_bounds() -> io::Result<(usize, usize)> {
+pub(super) fn stack_bounds() -> io::Result<(usize, usize)> {
     let mut base = std::ptr::null_mut();
     let mut len = 0;
     // SAFETY: the attributes are filled in by the first call, read by the second and freed by the

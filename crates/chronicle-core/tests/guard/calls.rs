@@ -67,16 +67,27 @@ fn assert_in_libc(address: usize) {
 
 #[test]
 fn each_enforced_call_is_reported_fails_and_stops_the_thread() {
-    for (number, args, _) in seeded() {
+    let made = [libc::SYS_getpid, libc::SYS_mmap, libc::SYS_munmap];
+    for (number, args, expected) in seeded() {
+        let is_made = made.contains(&number);
         let outcome = guarded(GuardMode::Enforce, 8, move |guard| {
             let before = guard.must_stop();
             (before, call(number, args), guard.must_stop())
         });
-        let error = if number == libc::SYS_futex { libc::EAGAIN } else { libc::EPERM };
-        assert_eq!(outcome.value, (false, Err(error), true), "{number}");
+        let (before, result, after) = outcome.value;
+        assert_eq!((before, after), (false, true), "{number}");
+        match (is_made, expected) {
+            (true, Some(expected)) => assert_eq!(result, Ok(expected), "{number}"),
+            (true, None) => assert!(result.is_ok(), "{number}"),
+            (false, _) if number == libc::SYS_futex => assert_eq!(result, Err(libc::EAGAIN)),
+            (false, _) => assert_eq!(result, Err(libc::EPERM), "{number}"),
+        }
         assert_eq!(numbers(&outcome.reports), [number]);
-        assert_eq!(outcome.reports[0].action, GuardAction::Refused);
-        assert_eq!(outcome.guard.counts(), GuardCounts { seen: 1, refused: 1, dropped: 0 });
+        let action = if is_made { GuardAction::MadeStopping } else { GuardAction::Refused };
+        assert_eq!(outcome.reports[0].action, action);
+        let (made, refused) = (u64::from(is_made), u64::from(!is_made));
+        let counts = GuardCounts { seen: 1, refused, made, ..GuardCounts::default() };
+        assert_eq!(outcome.guard.counts(), counts);
     }
 }
 
@@ -91,7 +102,7 @@ fn without_a_guard_nothing_is_filtered_and_nothing_reported() {
 }
 
 #[test]
-fn starting_threads_and_processes_and_taking_sigsys_is_refused_in_both_modes() {
+fn what_would_take_the_guard_off_or_hand_it_on_is_refused_in_both_modes() {
     let action = [0_u64; 4];
     let action = at(Box::leak(Box::new(action)));
     let sigsys = libc::SIGSYS as usize;
@@ -105,6 +116,16 @@ fn starting_threads_and_processes_and_taking_sigsys_is_refused_in_both_modes() {
         (libc::SYS_execve, [0; 6]),
         (libc::SYS_execveat, [0; 6]),
         (libc::SYS_rt_sigaction, [sigsys, action, 0, 8, 0, 0]),
+        // The kernel takes an int.
+        (libc::SYS_rt_sigaction, [1 << 32 | sigsys, action, 0, 8, 0, 0]),
+        (libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_STRICT as usize, 0, 0, 0, 0, 0]),
+        (libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER as usize, 1, action, 0, 0, 0]),
+        (libc::SYS_prctl, [libc::PR_SET_SECCOMP as usize, 2, action, 0, 0, 0]),
+        // Of the x32 interface: fork, and a call that others have as well.
+        #[cfg(target_arch = "x86_64")]
+        (0x4000_0000 | libc::SYS_fork, [0; 6]),
+        #[cfg(target_arch = "x86_64")]
+        (0x4000_0000 | libc::SYS_getpid, [0; 6]),
     ] {
         for mode in BOTH {
             let outcome = guarded(mode, 8, move |guard| (call(number, args), guard.must_stop()));
@@ -116,23 +137,30 @@ fn starting_threads_and_processes_and_taking_sigsys_is_refused_in_both_modes() {
 }
 
 #[test]
-fn calls_that_others_wait_for_are_made_under_enforce_and_stop_the_thread() {
+fn calls_whose_refusal_would_harm_are_made_under_enforce_and_stop_the_thread() {
     static WORD: AtomicU32 = AtomicU32::new(0);
     let (futex, word) = (libc::SYS_futex, at(&WORD));
     let private = libc::FUTEX_PRIVATE_FLAG;
+    let pid = std::process::id() as usize;
     for (number, args) in [
         (futex, [word, libc::FUTEX_WAKE as usize, 1, 0, 0, 0]),
         (futex, [word, (libc::FUTEX_WAKE | private) as usize, 1, 0, 0, 0]),
         (futex, [word, (libc::FUTEX_WAKE_BITSET | private) as usize, 1, 0, 0, 1]),
         (futex, [word, libc::FUTEX_REQUEUE as usize, 1, 0, word, 0]),
         (libc::SYS_rt_sigaction, [libc::SIGUSR2 as usize, 0, 0, 8, 0, 0]),
+        (libc::SYS_rt_sigprocmask, [0, 0, 0, 8, 0, 0]),
+        (libc::SYS_tgkill, [pid, pid, 0, 0, 0, 0]),
+        (libc::SYS_tkill, [pid, 0, 0, 0, 0, 0]),
+        (libc::SYS_setregid, [usize::MAX, usize::MAX, 0, 0, 0, 0]),
+        (libc::SYS_madvise, [0; 6]),
     ] {
         let outcome =
             guarded(GuardMode::Enforce, 8, move |guard| (call(number, args), guard.must_stop()));
         assert_eq!(outcome.value, (Ok(0), true), "{number} {args:?}");
         assert_eq!(numbers(&outcome.reports), [number]);
-        assert_eq!(outcome.reports[0].action, GuardAction::Allowed);
-        assert_eq!(outcome.guard.counts(), GuardCounts { seen: 1, refused: 0, dropped: 0 });
+        assert_eq!(outcome.reports[0].action, GuardAction::MadeStopping);
+        let counts = GuardCounts { seen: 1, made: 1, ..GuardCounts::default() };
+        assert_eq!(outcome.guard.counts(), counts);
     }
 }
 
@@ -192,7 +220,10 @@ fn a_full_ring_drops_and_counts_and_the_calls_are_made() {
     });
     assert_eq!(outcome.value, 10);
     assert_eq!(outcome.reports.len(), 4);
-    assert_eq!(outcome.guard.counts(), GuardCounts { seen: 10, refused: 0, dropped: 6 });
+    assert_eq!(
+        outcome.guard.counts(),
+        GuardCounts { seen: 10, dropped: 6, ..GuardCounts::default() }
+    );
 }
 
 #[test]

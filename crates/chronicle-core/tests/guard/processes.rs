@@ -4,39 +4,12 @@ use crate::support::*;
 use chronicle_core::hot::guard::{Guard, GuardAction, GuardMode};
 use chronicle_core::os::process::block_signals;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
-macro_rules! child {
-    ($name:ident, $run:expr) => {
-        #[test]
-        #[ignore = "run by a test of its own, in a process of its own"]
-        fn $name() {
-            if is_child() {
-                $run
-            }
-        }
-    };
-}
-
-fn is_child() -> bool {
-    std::env::var_os("CHRONICLE_GUARD_CHILD").is_some()
-}
-
 fn run_child(name: &str) -> (ExitStatus, String) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("processes::{name}"), "--ignored", "--nocapture"])
-        .env("CHRONICLE_GUARD_CHILD", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    (output.status, text)
-}
-
-fn exit(code: i32) -> ! {
-    // SAFETY: ends the process; nothing is flushed.
-    unsafe { libc::_exit(code) }
+    crate::support::run_child(module_path!(), name)
 }
 
 /// Puts a filter on this thread that is not ours: it traps getppid, or (`all`) everything.

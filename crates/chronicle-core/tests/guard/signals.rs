@@ -99,16 +99,6 @@ fn a_signal_stack_set_under_guard_is_the_one_that_handlers_get() {
     assert!(same && flags == 0 && (0..1 << 16).contains(&offset), "{:?}", outcome.value);
 }
 
-fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32) {
-    // SAFETY: plain data; the handlers of these tests make calls and stores only.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as *const () as usize;
-        action.sa_flags = flags;
-        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
-    }
-}
-
 #[test]
 fn calls_of_a_signal_handler_that_interrupts_a_call_are_reported_too() {
     extern "C" fn call_in_handler(_: i32) {

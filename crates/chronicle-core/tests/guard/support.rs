@@ -1,7 +1,10 @@
-//! Guarded threads, and calls as any code makes them.
+//! Guarded threads, calls as any code makes them, and processes of their own for what may end one:
+//! this binary, asked for one ignored test.
 
 use chronicle_core::hot::guard::{Guard, GuardMode, Report};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub const BOTH: [GuardMode; 2] = [GuardMode::Observe, GuardMode::Enforce];
 
@@ -66,4 +69,61 @@ pub fn seccomp_mode() -> u32 {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("Seccomp:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The body of a child process.
+macro_rules! child {
+    ($name:ident, $run:expr) => {
+        #[test]
+        #[ignore = "run by a test of its own, in a process of its own"]
+        fn $name() {
+            if crate::support::is_child() {
+                $run
+            }
+        }
+    };
+}
+
+pub fn is_child() -> bool {
+    std::env::var_os("CHRONICLE_GUARD_CHILD").is_some()
+}
+
+/// Runs a child to its end; how it ended, and what it wrote.
+pub fn run_child(module: &str, name: &str) -> (ExitStatus, String) {
+    let (_, module) = module.split_once("::").unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("{module}::{name}"), "--ignored", "--nocapture"])
+        .env("CHRONICLE_GUARD_CHILD", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Some would never end if what they test did not work.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > patience {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            panic!("{name} hangs: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().unwrap();
+    (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+pub fn exit(code: i32) -> ! {
+    // SAFETY: ends the process; nothing is flushed.
+    unsafe { libc::_exit(code) }
+}
+
+/// Installs a handler of one argument.
+pub fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32) {
+    // SAFETY: plain data; the handlers of these tests make calls and stores only.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+    }
 }
