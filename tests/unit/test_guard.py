@@ -284,8 +284,10 @@ def test_an_unknown_number_is_shown_as_it_is():
 
 
 def test_a_32_bit_call_is_named_by_its_architecture():
-    native = (20, 0x4000_0003, (1, 2, 3, 4, 5, 6), 0, (0,) * 64, 0, "refused")
-    report = GuardReport.from_native(native)
+    stack = (0,) * 64
+    report = GuardReport.from_native(
+        (20, 0x4000_0003, (1, 2, 3, 4, 5, 6), 0, stack, 0, "refused"),
+    )
     assert (report.architecture, report.action) == ("i386", "refused")
     if platform.machine() != "i386":
         assert str(report).startswith("system call 20 (i386) refused: at ")
