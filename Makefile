@@ -24,8 +24,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-loom test-python test-asan fire bench lint wheel fmt \
-	clean
+.PHONY: help setup demo test test-rust test-loom test-python test-asan fire soak bench lint wheel \
+	fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ test-asan: ## The hostile-file test under AddressSanitizer (two thousand mutatio
 
 fire: ## All tests with the torture tests at full size (long)
 	$(MAKE) test FIRE=full
+
+soak: $(EXTENSION) ## Ten minutes of a guarded hot thread under two witnesses; ARGS="--seconds 60"
+	$(BIN)/python benches/soak.py $(ARGS)
 
 # --- Lint ---
 
