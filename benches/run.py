@@ -25,7 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benches import calls, feed, handoff, native, peers, report, startup  # noqa: E402
+from benches import (  # noqa: E402
+    calls,
+    feed,
+    hot,
+    independence,
+    native,
+    peers,
+    report,
+    startup,
+)
 from benches.common import Run  # noqa: E402
 
 IN_NAMESPACE = "CHRONICLE_BENCH_NAMESPACE"
@@ -39,10 +48,13 @@ def subjects() -> dict[str, Measure]:
     found: dict[str, Measure] = {}
     for subject in native.SUBJECTS:
         found[subject] = lambda run, subject=subject: native.measure(run, subject)  # type: ignore[misc]
+    found["hops"] = hot.measure_hops
+    found["compiled"] = hot.measure_compiled
+    found["hand_off"] = hot.measure_hand_off
+    found["independence"] = independence.measure
     found["calls"] = calls.measure
     found["column"] = calls.measure_column
     found["startup"] = startup.measure
-    found["handoff"] = handoff.measure
     found["peers"] = peers.measure
     found["feed"] = feed.measure
     return found
@@ -84,6 +96,9 @@ def measure_all(run: Run, only: list[str], small_pages: Path | None) -> dict[str
             results |= {f"small_pages_{key}": value for key, value in other.items()}
     if (trip := results.get("cache_line_round_trip_median_ns")) is not None:
         results["cache_line_half_round_trip_median_ns"] = trip / 2
+    if {"compiled_message_median_ns", "hot_bare_median_ns"} <= results.keys():
+        over = results["compiled_message_median_ns"] - results["hot_bare_median_ns"]
+        results["compiled_dispatch_over_bare_ns"] = over
     return results
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import calls, feed, handoff, native, peers, report, startup
+from benches import calls, feed, hot, independence, native, peers, report, startup
 from benches.common import Run, median_ratio, quantile
 from benches.figures import FIGURES
 
@@ -56,9 +56,18 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
         assert received == 2 * 1_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "measure", [calls.measure, calls.measure_column, startup.measure, handoff.measure]
+    "measure",
+    [hot.measure_compiled, hot.measure_hand_off, hot.measure_hops, independence.measure],
 )
+def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:
+    if measure is hot.measure_hops and not native.is_available():
+        pytest.skip("no cargo to build the other side with")
+    assert_plausible(measure(run))
+
+
+@pytest.mark.parametrize("measure", [calls.measure, calls.measure_column, startup.measure])
 def test_a_python_benchmark_checks_out(run: Run, measure) -> None:
     assert_plausible(measure(run))
 

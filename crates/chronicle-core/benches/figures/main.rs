@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout)] // The result is what it prints.
 
 mod append;
+mod echo;
 mod fan;
 mod guard;
 mod hot;
@@ -50,12 +51,14 @@ fn main() {
         tool::die_with_parent();
     }
     let page = names.get(1).map(PathBuf::from).unwrap_or_default();
+    let other = names.get(2).map(PathBuf::from).unwrap_or_default();
     let report = match names.first().and_then(|name| name.to_str()) {
         Some("append") => append::measure(&run),
         Some("latency") => latency::measure(&run),
         Some("latency-child") => return latency::child(&run, &page),
         Some("throughput") => throughput::measure(&run),
         Some("throughput-child") => return throughput::child(&run, &page),
+        Some("echo") => echo::measure(&run, &page, &other),
         Some("fan") => fan::measure(&run),
         Some("hot") => hot::measure(&run),
         Some("open") => places::measure_open(&run),
