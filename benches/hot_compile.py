@@ -135,7 +135,7 @@ def measure(run: Run) -> dict[str, float]:
                 assert not with_numba, "a warm start takes the object from the cache"
                 warm.append(taken)
     return {
-        "hot_compile_handler_lines": handler_lines(),
+        "hot_compile_handler_lines_count": handler_lines(),
         "hot_compile_cold_median_ms": median(cold),
         "hot_compile_warm_median_ms": median(warm),
     }

@@ -39,7 +39,7 @@ RATE_PER_S = 20_000
 HOLD_S = 0.2
 PATIENCE_S = 60
 # Pure Python, not needed by anything here, and of some size.
-IMPORTS = ("email.message", "xml.etree.ElementTree", "html.parser", "cgi", "difflib", "pydoc")
+IMPORTS = ("email.message", "xml.etree.ElementTree", "html.parser", "difflib", "pydoc")
 
 
 @chronicle.message(3)
@@ -155,8 +155,7 @@ def import_modules(rig: Rig) -> Iterator[None]:
     def again() -> None:
         for name in IMPORTS:
             sys.modules.pop(name, None)
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+            importlib.import_module(name)
 
     with _on_the_sidecar(rig, again):
         yield

@@ -29,6 +29,7 @@ from benches import (  # noqa: E402
     calls,
     feed,
     hot,
+    hot_compile,
     independence,
     native,
     peers,
@@ -51,6 +52,7 @@ def subjects() -> dict[str, Measure]:
     found["hops"] = hot.measure_hops
     found["compiled"] = hot.measure_compiled
     found["hand_off"] = hot.measure_hand_off
+    found["compile"] = hot_compile.measure
     found["independence"] = independence.measure
     found["calls"] = calls.measure
     found["column"] = calls.measure_column

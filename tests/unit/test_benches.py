@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import calls, feed, hot, independence, native, peers, report, startup
+from benches import calls, feed, hot, hot_compile, independence, native, peers, report, startup
 from benches.common import Run, median_ratio, quantile
 from benches.figures import FIGURES
 
@@ -59,7 +59,13 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "measure",
-    [hot.measure_compiled, hot.measure_hand_off, hot.measure_hops, independence.measure],
+    [
+        hot.measure_compiled,
+        hot.measure_hand_off,
+        hot.measure_hops,
+        hot_compile.measure,
+        independence.measure,
+    ],
 )
 def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:
     if measure is hot.measure_hops and not native.is_available():
