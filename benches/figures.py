@@ -234,16 +234,6 @@ FIGURES = (
         "compiled_message_median_ns",
     ),
     Figure(
-        "hot_hand_off",
-        "hand-off: from READY on disk to the first message handled, p50",
-        "max",
-        5.0,
-        "≤ 5 ms",
-        "hand_off_p50_ms",
-        "hand_off_p50_ms",
-        "ms",
-    ),
-    Figure(
         "hot_independence",
         "the worst of six disturbances: loop gap p99.9 with it, against without",
         "max",

@@ -1,4 +1,4 @@
-"""What a compiled handler costs on its thread, two hops, and how fast a new queue reaches it.
+"""What a compiled handler costs on its thread, and two hops through it.
 
 The floors are native: the bare loop of the subject ``hot``, and one hop between the same cores,
 taken in turns with two hops (crates/chronicle-core/benches/figures/{hot,echo}.rs).
@@ -17,12 +17,12 @@ from pathlib import Path
 import chronicle
 import numpy as np
 from chronicle.hot import Counter, Handler, Output
-from chronicle.hot.acks import FirstMessage, ReaderAdded
+from chronicle.hot.acks import ReaderAdded
 from chronicle.hot.guard import GuardMode
 from chronicle.message import MessageBase, i64
 
 from benches import native
-from benches.common import Run, median, median_ratio, quantile
+from benches.common import Run, median, median_ratio
 
 PATIENCE_S = 120
 # Of those that this process started with: it keeps off the hot thread's later.
@@ -234,45 +234,3 @@ def _take_turns(
         other.stdin.flush()
     if other.wait() != 0:
         raise RuntimeError(f"the other side ended with {other.returncode}")
-
-
-def measure_hand_off(run: Run) -> dict[str, float]:
-    """Measure from READY on disk (the rename that shows a queue) to its first message handled."""
-    firsts: dict[int, int] = {}
-
-    def on_event(event: object) -> None:
-        if isinstance(event, FirstMessage):
-            firsts[event.ticket] = event.first_message_ns
-
-    times_ms: list[float] = []
-    with run.scratch("hot-bus") as bus, off_the_core(HOT_CORE), chronicle.Sidecar() as sidecar:
-        (bus / "ready").mkdir(parents=True)
-        (bus / "making").mkdir()
-        hot = chronicle.HotThread(
-            Sums(), core=HOT_CORE, guard="enforce", provisioner=sidecar.provisioner
-        )
-        sidecar.attach(hot, on_event=on_event)
-        sidecar.discover(bus / "ready" / "*", hot, name="bench")
-        for index in range(run.size(60, 3)):
-            made = bus / "making" / str(index)
-            with chronicle.Queue.open_publisher(
-                made, schema=[Ping], segment_bytes=1 << 16
-            ) as writer:
-                writer.publish(Ping(due=index))
-            # Apart from each other, and from the beat of any timer.
-            time.sleep(0.05 + 0.0137 * (index % 7))
-            started_ns = time.time_ns()
-            made.rename(bus / "ready" / str(index))
-            end = time.monotonic() + PATIENCE_S
-            while len(firsts) <= index:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"queue {index} was not handed in")
-                time.sleep(0.001)
-            times_ms.append((max(firsts.values()) - started_ns) / 1e6)
-    times_ms.sort()
-    return {
-        "hand_off_count": len(times_ms),
-        "hand_off_p50_ms": quantile(times_ms, 0.5),
-        "hand_off_p99_ms": quantile(times_ms, 0.99),
-        "hand_off_max_ms": times_ms[-1],
-    }

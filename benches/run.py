@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 from benches import (  # noqa: E402
     calls,
     feed,
+    handoff,
     hot,
     hot_compile,
     independence,
@@ -51,7 +52,7 @@ def subjects() -> dict[str, Measure]:
         found[subject] = lambda run, subject=subject: native.measure(run, subject)  # type: ignore[misc]
     found["hops"] = hot.measure_hops
     found["compiled"] = hot.measure_compiled
-    found["hand_off"] = hot.measure_hand_off
+    found["handoff"] = handoff.measure
     found["compile"] = hot_compile.measure
     found["independence"] = independence.measure
     found["calls"] = calls.measure

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from benches import calls, feed, hot, hot_compile, independence, native, peers, report, startup
+from benches import (
+    calls,
+    feed,
+    handoff,
+    hot,
+    hot_compile,
+    independence,
+    native,
+    peers,
+    report,
+    startup,
+)
 from benches.common import Run, median_ratio, quantile
 from benches.figures import FIGURES
 
@@ -61,7 +72,7 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
     "measure",
     [
         hot.measure_compiled,
-        hot.measure_hand_off,
+        handoff.measure,
         hot.measure_hops,
         hot_compile.measure,
         independence.measure,
