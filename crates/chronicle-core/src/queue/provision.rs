@@ -183,6 +183,12 @@ impl Endpoint {
         !failed
     }
 
+    /// The owner has waited long enough, and helps itself.
+    pub fn stop_waiting(&self) {
+        // Relaxed: a hint for the worker.
+        self.waiting.store(0, Ordering::Relaxed);
+    }
+
     fn is_waited_for(&self) -> bool {
         // Relaxed: a hint; the worker comes again soon anyway.
         self.waiting.load(Ordering::Relaxed) != 0
@@ -854,6 +860,27 @@ mod tests {
             }
             writer.set_hot(false);
             assert_eq!(writer.endpoint().kept_count(), 0);
+        });
+    }
+
+    #[test]
+    fn a_hot_writer_helps_itself_when_its_worker_gives_no_sign_of_life() {
+        with_queue("stuck", |writer, _| {
+            let endpoint = Arc::clone(writer.endpoint());
+            // A worker that was stopped while it builds the next segment.
+            endpoint.attached.store(1, Ordering::Relaxed);
+            let building = endpoint.try_building().unwrap();
+            writer.set_hot(true);
+            let payload = [7; 1024];
+            while writer.queue().control().rolls_inline.load(Ordering::Relaxed) < 2 {
+                writer.append(1, &payload, None).unwrap();
+            }
+            assert!(endpoint.late() >= 2);
+            // It goes on: what it has built is not wanted any more.
+            drop(building);
+            let mut done = u64::MAX;
+            assert!(endpoint.serve(&mut done).unwrap() == Served::Worked);
+            assert_eq!(endpoint.take_ready(3).unwrap().index, 3);
         });
     }
 }

@@ -27,6 +27,9 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// worker's look takes away in between is back then.
 const NEAR_ROLL_BYTES: usize = 512;
 
+/// How long a hot writer waits for its provisioner at a roll.
+const WORKER_PATIENCE_NS: u64 = if cfg!(test) { 20_000_000 } else { 2_000_000_000 };
+
 /// Where the writer stands. Small and together: this is all that an append touches besides the
 /// segment.
 struct Head {
@@ -367,18 +370,12 @@ impl Writer {
     /// comes last.
     fn roll(&mut self) -> Result<()> {
         let index = self.segment.index + 1;
-        if self.hot && self.next.is_none() {
-            while self.endpoint.must_wait() {
-                std::hint::spin_loop();
-            }
-        }
+        let waited = !self.hot || self.next.is_some() || self.wait_for_worker();
         let taken = self.next.take().or_else(|| self.endpoint.take_ready(index));
+        let is_inline = taken.is_none();
         let (next, building) = match taken {
             Some(next) => (next, None),
-            None => {
-                let (next, building) = self.prepare_inline(index)?;
-                (next, Some(building))
-            }
+            None => self.prepare_inline(index, waited)?,
         };
         failpoint::hit("roll.taken");
         next.enter(self.head.sequence);
@@ -394,7 +391,7 @@ impl Writer {
         let word = unsafe { CommitWord::at(self.head.base, self.head.offset) };
         word.store(COMMIT_ROLL);
         failpoint::hit("roll.marked");
-        let counter = if building.is_some() { &control.rolls_inline } else { &control.rolls };
+        let counter = if is_inline { &control.rolls_inline } else { &control.rolls };
         // Relaxed: a counter for people.
         counter.fetch_add(1, Ordering::Relaxed);
         failpoint::hit("roll.counted");
@@ -411,15 +408,41 @@ impl Writer {
         Ok(())
     }
 
+    /// Waits for the worker's segment, without a system call; `false` if the worker gives no sign
+    /// of life. A worker that a debugger has stopped must not hold a hot thread for ever: that one
+    /// then helps itself, and its guard tells of the system calls.
     #[cold]
-    fn prepare_inline(&self, index: u64) -> Result<(Arc<Segment>, Building)> {
+    fn wait_for_worker(&self) -> bool {
+        let patience = (WORKER_PATIENCE_NS << 32) / clock::meter_ns_per_tick_q32();
+        let start = clock::meter_ticks();
+        while self.endpoint.must_wait() {
+            if clock::meter_ticks().wrapping_sub(start) > patience {
+                self.endpoint.stop_waiting();
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// Builds the next segment here, or takes the one that a worker is just building. Not if that
+    /// worker has been waited for in vain.
+    #[cold]
+    fn prepare_inline(
+        &self,
+        index: u64,
+        may_wait: bool,
+    ) -> Result<(Arc<Segment>, Option<Building>)> {
         if self.queue.is_removed() {
             return Err(ErrorKind::QueueRemoved { path: self.queue.display() }.into());
+        }
+        if !may_wait {
+            return Ok((Segment::prepare(&self.queue, index)?, None));
         }
         // While a worker is at it, a second segment would only make both late.
         let (building, built) = self.endpoint.build_alone(index);
         let segment = built.map_or_else(|| Segment::prepare(&self.queue, index), Ok)?;
-        Ok((segment, building))
+        Ok((segment, Some(building)))
     }
 
     /// Whether this process opened the writer, and not the parent that it was forked from.
