@@ -54,24 +54,6 @@ def pin(core: int) -> None:
     os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
 
 
-def quiet_core() -> int:
-    """Return the core to which the devices send least, of those that this process may use.
-
-    Whoever runs a hot thread keeps interrupts off its core; where the kernel lets nobody move them,
-    as those of virtual disks, there is still the choice of the core.
-    """
-    lines = Path("/proc/interrupts").read_text(encoding="ascii").splitlines()
-    columns = [int(name.removeprefix("CPU")) for name in lines[0].split()]
-    taken = dict.fromkeys(columns, 0)
-    for line in lines[1:]:
-        label, *counts = line.split()
-        # Those with names, not numbers, are the cores' own: timers, calls of each other.
-        if label.rstrip(":").isdigit():
-            for core, count in zip(columns, counts, strict=False):
-                taken[core] += int(count)
-    return min(sorted(os.sched_getaffinity(0), reverse=True), key=lambda core: taken[core])
-
-
 def quantile(ordered: Sequence[float], q: float) -> float:
     """Return the smallest value that at least `q` of the sorted values do not exceed."""
     return ordered[min(len(ordered) - 1, max(0, -int(-q * len(ordered) // 1) - 1))]

@@ -1,10 +1,10 @@
 """Whether the hot thread notices what its process does: loop gaps with and without a disturbance.
 
-The hot thread runs a compiled handler on a core that gets few interrupts, and takes messages that
-another process writes at a fixed rate. A sidecar looks after it, and the disturbances run on the
-sidecar's loop, or stall it. Calm and disturbed phases take turns, so that what the host does hits
-both; each phase has its own p99.9 of the loop gap, and a figure is the median of disturbed over
-calm, pair by pair.
+The hot thread runs a compiled handler on the last core (the first does most of a machine's
+housekeeping) and takes messages that another process writes at a fixed rate. A sidecar looks after
+it, and the disturbances run on the sidecar's loop, or stall it. Calm and disturbed phases take
+turns, so that what the host does hits both; each phase has its own p99.9 of the loop gap, and a
+figure is the median of disturbed over calm, pair by pair.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import chronicle
 from chronicle.hot import on
 from chronicle.message import MessageBase, i64
 
-from benches.common import Run, median, median_ratio, quiet_core
-from benches.hot import Ping, Sums, off_the_core
+from benches.common import Run, median, median_ratio
+from benches.hot import HOT_CORE, Ping, Sums, off_the_core
 
 RATE_PER_S = 20_000
 HOLD_S = 0.2
@@ -287,8 +287,7 @@ def measure(run: Run) -> dict[str, float]:
     ready, stop = context.Event(), context.Event()
     results: dict[str, float] = {}
     logging.getLogger("chronicle.hot.independence").disabled = True
-    core = quiet_core()
-    with run.scratch("independence") as path, off_the_core(core):
+    with run.scratch("independence") as path, off_the_core(HOT_CORE):
         feeder = context.Process(target=feed, args=(str(path), ready, stop))
         feeder.start()
         try:
@@ -304,7 +303,7 @@ def measure(run: Run) -> dict[str, float]:
                     Talkative(),
                     name="independence",
                     readers=[reader],
-                    core=core,
+                    core=HOT_CORE,
                     guard="enforce",
                     provisioner=sidecar.provisioner,
                 )
