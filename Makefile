@@ -6,6 +6,8 @@
 PYTHON ?= python3.11
 # How much of the torture tests to run: `ci` (a tenth) or `full`.
 FIRE ?= ci
+# How long `make soak` watches.
+SECONDS ?= 600
 # More arguments for pytest, for example ARGS="-k fanin -x".
 ARGS ?=
 
@@ -81,8 +83,8 @@ test-asan: ## The hostile-file test under AddressSanitizer (two thousand mutatio
 fire: ## All tests with the torture tests at full size (long)
 	$(MAKE) test FIRE=full
 
-soak: $(EXTENSION) ## Ten minutes of a guarded hot thread under two witnesses; ARGS="--seconds 60"
-	$(BIN)/python benches/soak.py $(ARGS)
+soak: $(EXTENSION) ## Ten minutes of a guarded hot thread under two witnesses; SECONDS=60 for less
+	$(BIN)/python benches/soak.py --seconds $(SECONDS) $(ARGS)
 
 # --- Lint ---
 

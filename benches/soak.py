@@ -1,7 +1,7 @@
 """The soak: a guarded hot thread under load, with two witnesses that count what it must not do.
 
     make soak                      ten minutes
-    make soak ARGS="--seconds 30"  less
+    make soak SECONDS=30           less
 
 One process has the sidecar and the hot thread, which is pinned to the last core, compiled, guarded
 in ``enforce``, journalled, and never parks. Others write its sources and verify its output.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chronicle.hot.meter import Histogram
 
 from benches import (
     calls,
@@ -130,3 +131,11 @@ def test_quantiles_are_in_zero_to_one_and_never_between_values() -> None:
 
 def test_ratios_are_taken_round_by_round() -> None:
     assert median_ratio([2, 20, 4], [1, 10, 1]) == 2
+
+
+def test_a_rare_long_gap_is_nothing_to_the_turns_and_much_to_the_moments() -> None:
+    gaps = Histogram([(10, 1_000_000), (1_000_000, 1)], 1_000_000)
+    assert gaps.quantile(0.999) == 10
+    assert independence.moment_quantile_ns(gaps, 0.999) == 1_000_000
+    assert independence.moment_quantile_ns(gaps, 0.9) == 10
+    assert independence.moment_quantile_ns(Histogram([], 0), 0.999) == 0
