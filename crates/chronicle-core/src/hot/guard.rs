@@ -15,6 +15,7 @@
 //! None: what this module shares are counts and two flags that publish nothing; each is Relaxed and
 //! says so. Reports are published by the ring.
 
+use crate::os::clock;
 use crate::os::sigsys::{self, Call, Decision, Rule, Supervisor};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering};
 use std::cell::UnsafeCell;
@@ -76,7 +77,13 @@ pub struct Guard {
     made: AtomicU64,
     /// Another library's handler was found in the place of ours while the thread was armed.
     lost: AtomicU32,
+    /// Not 0 while [`Guard::arm`] looks whether the clock can be read: [`TRYING`], and one more for
+    /// each call.
+    tried: AtomicU32,
 }
+
+/// In `tried`: no call so far.
+const TRYING: u32 = 1;
 
 /// States of `used`.
 const NEW: u32 = 0;
@@ -128,6 +135,7 @@ impl Guard {
             refused: AtomicU64::new(0),
             made: AtomicU64::new(0),
             lost: AtomicU32::new(0),
+            tried: AtomicU32::new(0),
         }))
     }
 
@@ -144,7 +152,18 @@ impl Guard {
     /// # Errors
     /// If filters are not allowed here, another library has taken over SIGSYS, the guard was used
     /// already, or the thread is guarded. The thread has no filter then, or no other than before.
+    ///
+    /// In [`GuardMode::Enforce`] it is an error too if reading the clock is a system call here: the
+    /// loop reads it all the time.
     pub fn arm(self: &Arc<Self>) -> io::Result<Armed> {
+        self.arm_and_try(|| {
+            clock::wall_ns();
+            clock::monotonic_ns();
+        })
+    }
+
+    /// As [`Self::arm`]; `clocks` reads them, and must make no call under [`GuardMode::Enforce`].
+    fn arm_and_try(self: &Arc<Self>, clocks: impl FnOnce()) -> io::Result<Armed> {
         if self.mode == GuardMode::Off {
             return Ok(Armed { inner: None, guard: Arc::clone(self) });
         }
@@ -157,7 +176,18 @@ impl Guard {
         // Relaxed: as above; a thread that could not be armed has not touched the producer.
         let unused = |_: &io::Error| self.used.store(NEW, Ordering::Relaxed);
         let inner = sigsys::arm(supervisor).inspect_err(unused)?;
-        Ok(Armed { inner: Some(inner), guard: Arc::clone(self) })
+        let armed = Armed { inner: Some(inner), guard: Arc::clone(self) };
+        if self.mode == GuardMode::Enforce {
+            // Relaxed, all three: only this thread and its handler use them.
+            self.tried.store(TRYING, Ordering::Relaxed);
+            clocks();
+            if self.tried.swap(0, Ordering::Relaxed) != TRYING {
+                drop(armed);
+                return Err(clock_needs_calls());
+            }
+            crate::os::thread::clear_stack();
+        }
+        Ok(armed)
     }
 
     /// Whether there was a call in [`GuardMode::Enforce`]. One load.
@@ -207,6 +237,11 @@ impl Guard {
 
 impl Supervisor for Guard {
     fn trapped(&self, call: &Call) -> Decision {
+        // Relaxed, both: see `arm_and_try`.
+        if self.tried.load(Ordering::Relaxed) != 0 {
+            self.tried.fetch_add(1, Ordering::Relaxed);
+            return Decision::Pass;
+        }
         let enforce = self.mode == GuardMode::Enforce;
         let action = match call.rule {
             Rule::Refused => GuardAction::Refused,
@@ -264,6 +299,19 @@ impl Armed {
     }
 }
 
+#[cold]
+fn clock_needs_calls() -> io::Error {
+    let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = std::fs::read_to_string(file).unwrap_or_default();
+    let text = format!(
+        "the guard cannot enforce: reading the clock is a system call here: clocksource='{}'; use \
+         guard='observe', or a clock source that programs read by themselves (tsc, kvm-clock, \
+         arch_sys_counter)",
+        source.trim()
+    );
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
 impl Report {
     const BLANK: Self = Self {
         number: 0,
@@ -274,4 +322,35 @@ impl Report {
         timestamp_ns: 0,
         action: GuardAction::Allowed,
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Arms a guard on a machine whose clocks make `calls` system calls.
+    fn arm_with(mode: GuardMode, calls: u32) -> (Result<(), String>, GuardCounts, bool) {
+        let guard = Guard::new(mode, 8).unwrap();
+        let on_thread = Arc::clone(&guard);
+        let clocks = move || {
+            for _ in 0..calls {
+                crate::os::thread::current_id();
+            }
+        };
+        let thread = std::thread::spawn(move || on_thread.arm_and_try(clocks).map(drop));
+        let armed = thread.join().unwrap().map_err(|error| error.to_string());
+        (armed, guard.counts(), guard.must_stop())
+    }
+
+    #[test]
+    fn enforcing_where_the_clock_is_a_system_call_is_refused_with_the_reason() {
+        for calls in [1, 2] {
+            let (armed, counts, must_stop) = arm_with(GuardMode::Enforce, calls);
+            let text = armed.unwrap_err();
+            assert!(text.contains("clocksource='") && text.contains("guard='observe'"), "{text}");
+            assert_eq!((counts, must_stop), (GuardCounts::default(), false));
+        }
+        assert_eq!(arm_with(GuardMode::Enforce, 0).0, Ok(()));
+        assert_eq!(arm_with(GuardMode::Observe, 1).0, Ok(()), "it may make calls");
+    }
 }

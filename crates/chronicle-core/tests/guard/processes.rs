@@ -5,6 +5,7 @@ use chronicle_core::hot::guard::{Guard, GuardAction, GuardMode};
 use chronicle_core::os::process::block_signals;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -18,11 +19,16 @@ fn foreign_filter(all: bool) {
 }
 
 fn foreign_filter_with(all: bool, data: u32) {
+    put_filter(all, libc::SYS_getppid, libc::SECCOMP_RET_TRAP | data);
+}
+
+/// What becomes of calls of that number, or of all.
+fn put_filter(all: bool, number: i64, action: u32) {
     let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let trap = op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_TRAP | data);
+    let trap = op(libc::BPF_RET | libc::BPF_K, 0, 0, action);
     let some = [
         op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_getppid as u32),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number as u32),
         trap,
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -271,9 +277,13 @@ fn a_process_forked_beside_a_guarded_thread_is_free_and_can_guard_its_own() {
 #[cfg(target_arch = "x86_64")]
 fn call_32_bit(number: i64) -> i64 {
     let result: i64;
-    // SAFETY: the call takes nothing and changes the registers that are named.
+    // SAFETY: the call takes nothing and changes the registers that are named; the two that the
+    // compiler keeps for itself are put back.
     unsafe {
-        std::arch::asm!("int 0x80", inout("rax") number => result,
+        std::arch::asm!(
+            "push rbx", "push rbp", "mov ebx, 11", "mov ebp, 16", "int 0x80", "pop rbp", "pop rbx",
+            inout("rax") number => result, in("rcx") 12_u64, in("rdx") 13_u64, in("rsi") 14_u64,
+            in("rdi") 1_u64 << 32 | 15,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _);
     }
     result
@@ -291,6 +301,7 @@ child!(child_32_bit, {
         assert_eq!(outcome.value, (refused, mode == GuardMode::Enforce));
         let [report] = outcome.reports[..] else { panic!("{:?}", outcome.reports) };
         assert_eq!((report.number, report.arch), (20, 0x4000_0003));
+        assert_eq!(report.args, [11, 12, 13, 14, 15, 16]);
         assert_eq!(report.action, GuardAction::Refused);
     }
     exit(42)
@@ -304,5 +315,47 @@ fn a_32_bit_call_is_refused_in_both_modes_since_its_number_means_another_call() 
         eprintln!("skipped: this kernel makes no 32-bit calls (CONFIG_IA32_EMULATION)");
         return;
     }
+    assert_eq!(status.code(), Some(42), "{text}");
+}
+
+child!(child_copies_forbidden, {
+    extern "C" fn call_in_handler(_: i32) {
+        call(libc::SYS_getppid, [0; 6]).unwrap();
+    }
+    handle(libc::SIGUSR1, call_in_handler, libc::SA_ONSTACK);
+    let guard = Guard::new(GuardMode::Observe, 8).unwrap();
+    let on_thread = Arc::clone(&guard);
+    std::thread::spawn(move || {
+        let forbidden = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+        put_filter(false, libc::SYS_process_vm_readv, forbidden);
+        let _armed = on_thread.arm().unwrap();
+        // Emulated, so it reads memory of the caller.
+        let usr2 = 1_u64 << (libc::SIGUSR2 - 1);
+        let block = [libc::SIG_BLOCK as usize, at(&usr2), 0, 8, 0, 0];
+        assert_eq!(call(libc::SYS_rt_sigprocmask, block), Ok(0));
+        let args = [std::process::id() as usize, thread_id(), libc::SIGUSR1 as usize, 0, 0, 0];
+        assert_eq!(call(libc::SYS_tgkill, args), Ok(0));
+    })
+    .join()
+    .unwrap();
+    let mut found = Vec::new();
+    guard.drain(|report| {
+        found.push((i64::from(report.number), report.stack.iter().any(|word| *word != 0)));
+    });
+    // The handler's call came from another stack than the thread's own.
+    let expected = [
+        (libc::SYS_rt_sigprocmask, true),
+        (libc::SYS_getpid, true),
+        (libc::SYS_gettid, true),
+        (libc::SYS_tgkill, true),
+        (libc::SYS_getppid, false),
+    ];
+    assert_eq!(found, expected);
+    exit(42)
+});
+
+#[test]
+fn where_copies_are_forbidden_only_the_thread_s_own_stack_is_read() {
+    let (status, text) = run_child("child_copies_forbidden");
     assert_eq!(status.code(), Some(42), "{text}");
 }

@@ -100,6 +100,51 @@ fn a_signal_stack_set_under_guard_is_the_one_that_handlers_get() {
 }
 
 #[test]
+fn a_signal_stack_that_is_disarmed_while_in_use_survives_calls() {
+    const SS_AUTODISARM: i32 = 1 << 31;
+    static INSIDE: AtomicI64 = AtomicI64::new(0);
+    extern "C" fn note(_: i32) {
+        let here = 0_u8;
+        INSIDE.store(std::ptr::from_ref(&here) as i64, SeqCst);
+        call(libc::SYS_getppid, [0; 6]).unwrap();
+    }
+    handle(libc::SIGTTIN, note, libc::SA_ONSTACK);
+    let run = || {
+        let memory = Box::leak(vec![0_u8; 1 << 16].into_boxed_slice());
+        let start = memory.as_mut_ptr();
+        let stack =
+            libc::stack_t { ss_sp: start.cast(), ss_flags: SS_AUTODISARM, ss_size: memory.len() };
+        let mut seen = Vec::new();
+        // SAFETY: plain data; the stack outlives the thread.
+        unsafe {
+            assert_eq!(libc::sigaltstack(&stack, std::ptr::null_mut()), 0);
+            for _ in 0..3 {
+                let mut told: libc::stack_t = std::mem::zeroed();
+                assert_eq!(libc::sigaltstack(std::ptr::null(), &mut told), 0);
+                assert_eq!(libc::raise(libc::SIGTTIN), 0);
+                let offset = INSIDE.load(SeqCst) - start as i64;
+                let is_there = (0..1 << 16).contains(&offset);
+                seen.push((told.ss_sp == stack.ss_sp, told.ss_flags, is_there));
+            }
+            // Replaced by another, which says what was there before.
+            let (other, mut before) =
+                (libc::stack_t { ss_flags: 0, ..stack }, std::mem::zeroed::<libc::stack_t>());
+            assert_eq!(libc::sigaltstack(&other, &mut before), 0);
+            seen.push((before.ss_sp == stack.ss_sp, before.ss_flags, true));
+            assert_eq!(libc::raise(libc::SIGTTIN), 0);
+            assert_eq!(libc::sigaltstack(std::ptr::null(), &mut before), 0);
+            seen.push((before.ss_sp == stack.ss_sp, before.ss_flags, true));
+            let off = libc::stack_t { ss_flags: libc::SS_DISABLE, ..stack };
+            assert_eq!(libc::sigaltstack(&off, std::ptr::null_mut()), 0);
+        }
+        seen
+    };
+    let plain = std::thread::spawn(run).join().unwrap();
+    assert_eq!(plain[0], (true, SS_AUTODISARM, true));
+    assert_eq!(guarded(GuardMode::Observe, 64, move |_| run()).value, plain);
+}
+
+#[test]
 fn calls_of_a_signal_handler_that_interrupts_a_call_are_reported_too() {
     extern "C" fn call_in_handler(_: i32) {
         call(libc::SYS_getppid, [0; 6]).unwrap();

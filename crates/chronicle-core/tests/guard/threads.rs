@@ -109,6 +109,10 @@ fn a_thread_without_privileges_can_be_guarded_and_says_what_it_gave_up() {
         let armed = on_thread.arm().unwrap();
         assert!(armed.no_new_privs());
         call(libc::SYS_getppid, [0; 6]).unwrap();
+        drop(armed);
+        // It has not got it back.
+        let second = Guard::new(GuardMode::Observe, 8).unwrap();
+        assert!(second.arm().unwrap().no_new_privs());
     })
     .join()
     .unwrap();
