@@ -2,7 +2,9 @@
 //! interrupted code named.
 
 use super::{Bounds, STACK_WORDS};
-use crate::os::seccomp::{NATIVE_ARCH, allowed_syscall};
+#[cfg(target_arch = "x86_64")]
+use crate::os::seccomp::NATIVE_ARCH;
+use crate::os::seccomp::allowed_syscall;
 
 pub(super) type Errno = libc::c_int;
 
