@@ -45,6 +45,9 @@ class FakeHot:
     def start(self) -> None:
         raise AssertionError("it was not new")
 
+    def release_retired(self) -> int:
+        return 0
+
     def nudge(self) -> None:
         self.stopped = True  # There is nothing to wait for.
 
@@ -122,6 +125,25 @@ def test_a_queue_that_vanishes_before_the_answer_is_taken_back_after_it(hot, sid
     assert not hot.added[1].closed
     assert sidecar.release_retired() == 1
     assert hot.added[1].closed
+
+
+def test_readers_that_are_kept_are_a_complaint_when_they_are_many(
+    hot, sidecar, folder, monkeypatch
+):
+    monkeypatch.setattr("chronicle.sidecar.hotcare._RETIRED_MANY", 1)
+    found = sidecar.discover(folder / "*", hot, name="r")
+    with publisher(folder / "q"):
+        eventually(lambda: hot.added)
+        hot.say_added(1, 0)
+        eventually(lambda: found.attached)
+        assert sidecar.healthy
+    remove(folder / "q")
+    eventually(lambda: hot.removals)
+    hot.say_removed()
+    eventually(lambda: "call release_retired()" in sidecar.health()["hot fake"].detail)
+    assert not sidecar.healthy
+    assert sidecar.release_retired() == 1
+    assert sidecar.healthy
 
 
 def test_a_queue_that_is_replaced_before_the_answer_gets_a_second_reader(hot, sidecar, folder):

@@ -9,14 +9,16 @@ import shutil
 import threading
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import chronicle
 import pytest
-from chronicle.hot import Output
+from chronicle.hot import Counter, Output
 from chronicle.message import MessageBase, i64
 from chronicle.sidecar import Backoff, State
+from chronicle.sidecar.handover import HandOver
 from chronicle.sidecar.heartbeats import HEARTBEAT_FILE, Heartbeat, read_heartbeat
 
 from tests.queue_support import (
@@ -247,6 +249,56 @@ def test_every_queue_that_appears_is_handed_over_and_taken_back_when_it_vanishes
         writers[name].close()
     # Four queues, each of their messages once. (A source's number may be used again.)
     assert sorted(seq for _, seq in log.seen) == sorted([*range(1, 11)] * 4)
+
+
+def is_attached(found: HandOver, path: Any) -> bool:
+    return str(path) in found.attached
+
+
+def has_seen(hot: chronicle.HotThread, count: int) -> bool:
+    return hot.counters["seen"] >= count
+
+
+def test_many_readers_come_and_go_and_the_hot_thread_asks_the_kernel_for_nothing(folder):
+    @chronicle.message(9)
+    class Tick(MessageBase):
+        number: i64
+
+    class Sum(chronicle.Handler):
+        total: i64
+        seen: Counter
+
+        @chronicle.on(Tick)
+        def tick(self, tick: Tick) -> None:
+            self.total += tick.number
+            self.seen.add(1)
+
+    count, alive = (2_000 if os.environ.get("CHRONICLE_FIRE") == "full" else 100), 10
+    writers: list[chronicle.QueueWriter] = []
+    with chronicle.Sidecar() as sidecar:
+        hot = chronicle.HotThread(Sum(), wait="hybrid")
+        found = sidecar.discover(folder / "*", hot, name="strategy")
+        for number in range(count):
+            writers.append(publisher(folder / str(number), schema=[Tick]))
+            for offset in range(10):
+                writers[-1].publish(Tick(number=number * 10 + offset))
+            if number >= alive:
+                # What it had to say is handled before the oldest goes.
+                eventually(partial(is_attached, found, writers[0].path))
+                eventually(partial(has_seen, hot, (number - alive + 1) * 10))
+                gone = writers.pop(0)
+                gone.close()
+                remove(Path(gone.path))
+        eventually(lambda: hot.counters["seen"] == count * 10)
+        eventually(lambda: len(sidecar.cares[0].retired) == count - alive)
+        eventually(lambda: len(found.attached) == alive)
+        status = hot.status
+        assert (status.sources, status.guard_seen, status.allocations) == (alive, 0, 0)
+        assert (status.gaps, status.sources_failed, status.unhandled) == (0, 0, 0)
+        assert found.opened == count
+    assert hot.state["total"] == sum(range(count * 10))
+    for writer in writers:
+        writer.close()
 
 
 def test_a_queue_that_cannot_be_opened_is_tried_again_until_it_can(folder):

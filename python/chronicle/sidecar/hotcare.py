@@ -29,6 +29,8 @@ _POLL_MAX_S = 0.008
 #: How long the shutdown waits for a hot thread to take what is there, and then for its end.
 _DRAIN_S = 5.0
 _LOOK_S = 0.0005
+#: So many readers that are kept mapped are a complaint: a process has 65,530 mappings by default.
+_RETIRED_MANY = 4096
 #: How often helper threads are moved off its core.
 _KEEP_OFF_S = 5.0
 
@@ -81,6 +83,9 @@ class HotLike(Protocol):
 
     def start(self) -> object:
         """Start it."""
+
+    def release_retired(self) -> int:
+        """Unmap the segments that it has left behind; return how many."""
 
     def nudge(self) -> None:
         """Wake it if it sleeps."""
@@ -152,7 +157,13 @@ class HotCare:
         self._listeners = [*self._listeners, on_event]
 
     def release(self) -> int:
-        """Close what the thread has given back; return how many readers. Interrupts its core."""
+        """Close what the thread has given back, and unmap what it has left behind; return how many.
+
+        Interrupts its core.
+        """
+        return self._close_retired() + self.thread.release_retired()
+
+    def _close_retired(self) -> int:
         retired, self.retired = self.retired, []
         for reader in retired:
             reader.close()
@@ -160,7 +171,14 @@ class HotCare:
 
     def _examine(self) -> str | None:
         failure = self.thread.failure
-        return None if failure is None else str(failure)
+        if failure is not None:
+            return str(failure)
+        if len(self.retired) >= _RETIRED_MANY:
+            return (
+                f"{len(self.retired)} readers that came back are kept mapped; call "
+                "release_retired() when an interruption of the hot core does not matter"
+            )
+        return None
 
     async def _run(self) -> None:
         pause_s = _POLL_MIN_S
@@ -202,7 +220,7 @@ class HotCare:
             self._poll()
             raise
         self._poll()
-        self.release()
+        self._close_retired()
         if late is not None:
             raise TimeoutError(
                 f"hot thread '{self.thread.name}' {late} after {self._drain_s:g} s; what is left "
