@@ -214,12 +214,14 @@ def read_spec(
         If the class says something that cannot be.
     """
     hints = get_type_hints(cls, localns=local_names, include_extras=True)
-    reserved = frozenset(dir(base))
+    inherited = get_type_hints(base, include_extras=True)
+    reserved = frozenset(dir(base)) | inherited.keys()
     outputs: list[str] = []
     counters: list[str] = []
     kinds: list[tuple[str, Number | Chars | Array | Table]] = []
     for name, hint in hints.items():
-        if hint is ClassVar or get_origin(hint) is ClassVar or name in base.__annotations__:
+        is_constant = hint is ClassVar or get_origin(hint) is ClassVar
+        if is_constant or inherited.get(name) == hint:
             continue
         _check_name(cls, name, reserved)
         if hint is output:
