@@ -298,7 +298,9 @@ def run_plain(handler: Handler, steps: Iterable[Step]) -> Outcome:
 def _line_in_handler(error: Exception) -> int:
     """Return the line at which the handler's own code was."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/chronicle/" not in f.filename and "hot_support" not in f.filename]
+    # What is not the handler's: this package, the constructors that it generates, and this file.
+    others = ("/chronicle/", "hot_support", "<string>")
+    own = [f for f in frames if not any(other in f.filename for other in others)]
     line = own[-1].lineno if own else None
     assert line is not None
     return line

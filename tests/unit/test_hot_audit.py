@@ -21,6 +21,7 @@ import ctypes
 import dataclasses
 import datetime
 import decimal
+import enum
 import fractions
 import functools
 import io
@@ -94,6 +95,26 @@ def decorated(function):
     return inner
 
 
+@decorated
+def wrapped(n):
+    return n
+
+
+@functools.lru_cache
+def cached(n):
+    return n
+
+
+class Plain(enum.Enum):
+    ONE = 1
+
+
+@message(3)
+class Huge(MessageBase):
+    cells: array[i64, 300]
+
+
+NP_ONE = np.float32(1)
 THING = Thing()
 """
 
@@ -108,6 +129,7 @@ class Refused(Handler):
     flag: bool_
     name: char8
     window: array[f64, 8]
+    many: array[i64, 300]
     book: table[Order, 4]
     out: Output
     seen: Counter
@@ -121,6 +143,18 @@ class Refused(Handler):
 
     def again(self, n):
         return self.again(n - 1)  # AGAIN
+
+    @decorated
+    def wrapped(self, n):
+        return n
+
+    def bump(self):
+        self.count += 1
+        return self.count
+
+    def bumped(self):
+        self.count += 1
+        return 1.0
 
     def first(self, n):
         return self.second(n)
@@ -338,6 +372,18 @@ CASES = [
     Case("range float", "for i in range(trade.price): # HERE\n    pass", "range() of a fl", "int("),
     Case("loop over number", "for x in trade.qty: # HERE\n    pass", "of an int", ""),
     Case("wide symbol key", "x = symbol_key(5)  # HERE", "symbol_key of an int", "trade.symbol"),
+    Case(
+        "argument order",
+        "self.out.publish(Order(qty=self.bump(), price=self.bumped()))  # HERE",
+        "whose order matters",
+        "variables first",
+    ),
+    Case("decorated", "x = wrapped(1)  # HERE", "wrapped, which a decorator", "without its"),
+    Case("cached", "x = cached(1)  # HERE", "cached, which a decorator", "without its"),
+    Case("decorated method", "self.wrapped(1)  # HERE", "self.wrapped, which a", "without its"),
+    Case("enum", "x = Plain.ONE  # HERE", "'Plain.ONE', which is no number", "enum.IntEnum"),
+    Case("numpy number", "x = NP_ONE  # HERE", "'NP_ONE', a NumPy number", "int(x), float(x)"),
+    Case("large array", "x = Huge(cells=self.many)  # HERE", "array of 300 numbers", "table["),
     Case("helper arguments", "x = even()  # HERE", "without 'n'", "pass it"),
     Case("helper keyword", "x = even(k=1)  # HERE", "argument 'k'", "parameters are n"),
 ]

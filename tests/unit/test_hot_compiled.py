@@ -455,6 +455,84 @@ def test_helpers_return_tuples_and_take_rows():
         assert_same(Helpers, [Step(Number(value=value))] * 2)
 
 
+def test_things_happen_in_pythons_order():
+    class Order(Handler):
+        cells: Annotated[Cells[int], Array(i64, 8)]
+        pair: Annotated[Any, Table(Large, 2)]
+        count: i64
+        log_: i64
+
+        @on(Number)
+        def number(self, m: Number) -> None:
+            self.cells[self.count] = self.next(2)
+            self.cells[self.next(1) % 8] += self.next(3)
+            self.cells[self.next(1) % 8], self.log_ = self.next(1), self.next(2)
+            self.pair[self.count % 2].value = self.next(1)
+            self.count -= self.next(1) - 1
+            self.log_ = self.log_ * 10 + self.both(self.next(1), self.next(2))
+            self.log_ += self.both(b=m.value, a=self.count)
+            for i in range(self.next(0), self.next(1)):
+                self.log_ += i
+
+        def next(self, step: int) -> int:
+            self.count = (self.count + step) % 8
+            return self.count
+
+        def both(self, a: int, b: int) -> int:
+            return a * 7 + b
+
+    assert_same(Order, [Step(Number(value=value)) for value in range(12)])
+
+
+@message(7)
+class Three(MessageBase):
+    first: i64
+    last: i64
+    step: i64
+
+
+class Ranges(Handler):
+    total: i64
+    turns: i64
+
+    @on(Three)
+    def three(self, m: Three) -> None:
+        for i in range(m.first, m.last, m.step):
+            self.total = i
+            self.turns += 1
+            if self.turns > 100:
+                break
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [(0, 10, 3), (10, 0, -3), (0, 10, -1), (5, 5, 1), (I64_MAX - 2, I64_MAX, 1), (-3, 3, 0)],
+)
+def test_ranges_are_pythons(bounds: tuple[int, int, int]):
+    found = assert_same(Ranges, [Step(Three(first=bounds[0], last=bounds[1], step=bounds[2]))])
+    assert (found.failure is not None) == (bounds[2] == 0)
+
+
+@pytest.mark.parametrize("bounds", [(-2, I64_MAX, I64_MAX), (0, -I64_MAX - 1, -1)])
+def test_a_range_that_cannot_be_counted_is_a_failure(bounds: tuple[int, int, int]):
+    harness = Harness(Ranges())
+    assert harness.send(Three(first=bounds[0], last=bounds[1], step=bounds[2])) == 2
+    assert "left 64 bits" in harness.explain()
+
+
+def test_infinities_and_nan_are_constants():
+    class Special(Handler):
+        low: f64
+        high: f64
+        none: f64
+
+        @on(Number)
+        def number(self, m: Number) -> None:
+            self.low, self.high, self.none = float("-inf"), math.inf, float("nan")
+
+    assert_same(Special, [Step(Number(value=1))])
+
+
 def test_a_failure_within_a_helper_names_the_helpers_line():
     class Divides(Handler):
         result: i64

@@ -8,7 +8,6 @@ optimized as a whole, and becomes an object file: the one that runs, and the one
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -36,10 +35,7 @@ from chronicle.hot.lower_types import (
 from chronicle.hot.rules import Finding, refused
 from chronicle.hot.spec import Entry, HandlerSpec, layout_of
 
-__all__ = ["LOCK", "Emitted", "emit"]
-
-LOCK: Final = threading.RLock()
-"""One compilation at a time: Numba's type system and the session are shared."""
+__all__ = ["Emitted", "emit"]
 
 HANDLED: Final = 0
 UNHANDLED: Final = 1
@@ -77,7 +73,7 @@ class _Compiled(NamedTuple):
 
 
 def emit(spec: HandlerSpec, found: Translation) -> Emitted:
-    """Compile a translated handler. The caller holds `LOCK`."""
+    """Compile a translated handler. One at a time: `chronicle.hot.compile` holds a lock."""
     session = Session.current = Session(found.failures)
     handler = HandlerType(spec)
     namespace = _namespace(found)

@@ -418,6 +418,15 @@ def _step(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
     return value
 
 
+def _span(emit: Emit, values: list[Any], _kinds: list[Any]) -> Any:
+    """Return the end of a range, or fail if it is too far from the start to be counted."""
+    builder = emit.builder
+    both = builder.ssub_with_overflow(values[1], values[0])
+    lowest = builder.icmp_signed("==", builder.extract_value(both, 0), I64(I64_MIN))
+    _overflow(emit, builder.or_(builder.extract_value(both, 1), lowest))
+    return values[1]
+
+
 # --- Comparison ---
 
 
@@ -759,6 +768,7 @@ NUMBERS: Final[dict[str, Any]] = {
     "pow": _checked(_arithmetic("**"), _power),
     "lshift": _checked(_integers("<<"), _shift("left")),
     "rshift": _checked(_integers(">>"), _shift("right")),
+    "span": _checked(_integers("range()"), _span),
     "step": _checked_one(_integers("range()"), _step),
     "invert": _plain_one(_invert_type, _invert),
     "eq": _plain(_compared("=="), _comparison("==")),

@@ -48,6 +48,8 @@ __all__ = ["APPEND", "LOG", "RECORDS", "build", "fail", "get", "item", "set_", "
 APPEND: Final = "chr_hot_append"
 LOG: Final = "chr_hot_log"
 FLAG_STOP: Final = 1
+BUILT_ITEMS_MAX: Final = 256
+"""Elements of an array in a message that is built: all are values at once."""
 
 _LayoutField = tuple[str, str, int, "int | None", int]
 
@@ -445,6 +447,11 @@ def _field_maker(layout: Layout, field: _LayoutField, found: Any) -> Any:
     elements = _elements(found)
     if elements is None or len(elements) != count:
         raise Refusal(f"{describe(found)} for {label}", f"pass {count} numbers, (a, b, ...)")
+    if count > BUILT_ITEMS_MAX:
+        raise Refusal(
+            f"building {layout.name!r} with an array of {count} numbers",
+            f"declare a table[{layout.name}, 1] field, fill its row, and publish that",
+        )
     _check_store(type_name, label, elements[0])
     target = value_type(field)
 

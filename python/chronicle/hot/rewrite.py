@@ -176,15 +176,25 @@ class Rewriter(Expressions):
                 return []
             return [ast.Assign([ast.Name(target.id, ast.Store())], value)]
         if isinstance(target, ast.Attribute):
-            return self.store_attribute(target, self.expr(target.value), value)
+            first, kept = self.first(value)
+            return [*first, *self.store_attribute(target, self.expr(target.value), kept)]
         if isinstance(target, ast.Subscript):
+            # Python evaluates the value first, and so what it does comes first.
+            first, kept = self.first(value)
             owner, index = self.expr(target.value), self.expr(target.slice)
-            return [ast.Expr(self.checked(target, "set_item", owner, index, value))]
+            return [*first, ast.Expr(self.checked(target, "set_item", owner, index, kept))]
         if isinstance(target, ast.Tuple):
             return self.store_tuple(target, value)
         refused = REFUSED_SYNTAX.get(type(target))
         self.refuse(target, *(refused or ("this assignment", "assign to a variable or a field")))
         return []
+
+    def first(self, value: ast.expr) -> tuple[list[ast.stmt], ast.expr]:
+        """Return what evaluates a rewritten value before anything else, and what to use then."""
+        if isinstance(value, ast.Name | ast.Constant):
+            return [], value
+        name = self.temporary()
+        return [assign(name, value)], load(name)
 
     def store_tuple(self, target: ast.Tuple, value: ast.expr) -> list[ast.stmt]:
         """Unpack a tuple into variables, and store those."""
@@ -251,15 +261,30 @@ class Rewriter(Expressions):
             if call.keywords or not 1 <= len(call.args) <= 3:
                 self.refuse(call, "range with these arguments", "write range(start, stop, step)")
                 return []
-            bounds: list[ast.expr] = [self.plain_int(a) for a in call.args]
-            if len(bounds) == 3:
-                bounds[2] = self.checked(call, "step", bounds[2])
+            before, bounds = self.range_bounds(call)
             counter, head = self.loop_target(node.target)
             looped = ast.Call(load("range"), bounds, [])
-            return [ast.For(counter, looped, [*head, *self.block(node.body)], orelse)]
+            loop = ast.For(counter, looped, [*head, *self.block(node.body)], orelse)
+            return [*before, loop]
         if isinstance(call, ast.Call) and self.builtin(call.func) == "enumerate":
             return self.enumerated(node, call, orelse)
         return self.each(node, node.target, call, None, orelse)
+
+    def range_bounds(self, call: ast.Call) -> tuple[list[ast.stmt], list[ast.expr]]:
+        """Rewrite what is in ``range(...)``; return what to do before, and the bounds."""
+        bounds = [self.plain_int(argument) for argument in call.args]
+        if len(bounds) == 1 or all(isinstance(a, ast.Constant) for a in call.args):
+            return [], bounds
+        before: list[ast.stmt] = []
+        for number, bound in enumerate(bounds):
+            name = self.temporary()
+            before.append(assign(name, bound))
+            bounds[number] = load(name)
+        # The compiler counts the turns in 64 bits.
+        bounds[1] = self.checked(call, "span", bounds[0], bounds[1])
+        if len(bounds) == 3:
+            bounds[2] = self.checked(call, "step", bounds[2])
+        return before, bounds
 
     def plain_int(self, node: ast.expr) -> ast.expr:
         """Rewrite something that must be an int."""

@@ -131,6 +131,8 @@ class Calls(Rewriting):
             return self.refuse(
                 node, f"making a {value.__name__}", "only messages can be made in a handler"
             )
+        if hasattr(value, "__wrapped__"):
+            return self.decorated_call(node, name)
         if not isinstance(value, FunctionType):
             return self.refuse(
                 node,
@@ -139,14 +141,21 @@ class Calls(Rewriting):
             )
         return self.function_call(node, value, name)
 
+    def decorated_call(self, node: ast.Call, name: str) -> ast.expr:
+        """Refuse a call of something that a decorator has put its own function around."""
+        return self.refuse(
+            node,
+            f"a call of {name}, which a decorator has changed",
+            "call the function as it was, without its decorator",
+        )
+
     def function_call(self, node: ast.Call, function: Any, name: str) -> ast.expr:
         """Rewrite the call of a function in Python, whose source is followed."""
-        plain = plain_function(function)
-        if not isinstance(plain, FunctionType):
+        if not isinstance(function, FunctionType):
             return self.refuse(node, f"a call of {name}", "call a plain function")
-        made = self.walk.function(plain)
+        made = self.walk.function(function)
         self.calls.setdefault(made, node.lineno)
-        return ast.Call(load(made), [load(HANDLER), *self.bound(node, plain, name)], [])
+        return ast.Call(load(made), [load(HANDLER), *self.bound(node, function, name)], [])
 
     def bound(
         self, node: ast.Call, function: FunctionType, name: str, *, skip: int = 0
@@ -155,6 +164,7 @@ class Calls(Rewriting):
         code = function.__code__
         names = code.co_varnames[skip : code.co_argcount + code.co_kwonlyargcount]
         positional_max = code.co_argcount - skip
+        self.check_order(node, [n for n in names if n in {k.arg for k in node.keywords}])
         given: dict[str, ast.expr] = {}
         if len(node.args) > positional_max:
             self.refuse(node, f"too many arguments for {name}", f"it takes {positional_max}")
@@ -184,6 +194,18 @@ class Calls(Rewriting):
                 self.refuse(node, f"a call of {name} without {each!r}", "pass it")
                 return []
         return out
+
+    def check_order(self, node: ast.Call, names: list[str]) -> None:
+        """Refuse arguments by keyword in another order than `names`, if that order matters."""
+        given = [keyword.arg for keyword in node.keywords]
+        if [name for name in names if name in given] == given:
+            return
+        if not all(self.is_quiet(keyword.value) for keyword in node.keywords):
+            self.refuse(
+                node,
+                "arguments whose order matters, in another order than their declaration",
+                f"assign to variables first, or write them in the order {', '.join(names)}",
+            )
 
     def positional(self, node: ast.Call, count: int) -> list[ast.expr]:
         """Return exactly `count` positional arguments."""
@@ -220,6 +242,10 @@ class Calls(Rewriting):
             return self.refuse(
                 node, "round() to digits", "use integers with implied decimals, and // to round"
             )
+        if name == "float" and len(node.args) == 1 and not node.keywords:
+            special = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            if isinstance(special, str) and special.lower() in ("inf", "-inf", "nan"):
+                return ast.Constant(float(special))
         (argument,) = self.positional(node, 1)
         if name in ("abs", "int", "round"):
             return self.checked(node, name, argument)
@@ -249,6 +275,7 @@ class Calls(Rewriting):
             )
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         known_names = [field.name for field in cls.FIELDS]
+        self.check_order(node, known_names)
         for each in given:
             if each not in known_names:
                 close = difflib.get_close_matches(str(each), known_names, 1)
@@ -305,6 +332,8 @@ class Calls(Rewriting):
         if isinstance(raw, staticmethod):
             return self.function_call(node, raw.__func__, f"self.{name}")
         plain = plain_function(raw)
+        if hasattr(plain, "__wrapped__"):
+            return self.decorated_call(node, f"self.{name}")
         if not isinstance(plain, FunctionType):
             return self.refuse(node, f"a call of self.{name}", _DEFINE)
         made = self.walk.function(plain, is_method=True)

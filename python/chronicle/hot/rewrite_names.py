@@ -12,7 +12,9 @@ import enum
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, TypeVar
 
+from chronicle.hot import functions
 from chronicle.hot.info import I64_MAX, I64_MIN
+from chronicle.hot.on import mark_of
 from chronicle.hot.program import LogSite
 from chronicle.hot.rules import REFUSED_BUILTINS, Finding
 from chronicle.hot.source import where
@@ -28,6 +30,9 @@ HANDLER: Final = PREFIX + "handler"
 """The first parameter of every rewritten function."""
 
 _Node = TypeVar("_Node", bound=ast.AST)
+
+QUIET: Final = (functions.symbol_key, functions.mix64)
+"""Functions in Python that change nothing."""
 
 MISSING: Final = object()
 """What a name means that means nothing."""
@@ -133,9 +138,11 @@ class Walk:
 
 
 def plain_function(value: Any) -> Any:
-    while hasattr(value, "__wrapped__"):
-        value = value.__wrapped__
-    return value
+    """Return a method as its author wrote it: the base class wraps those that take messages.
+
+    Other decorators are not looked through. What they do would be lost.
+    """
+    return getattr(value, "__wrapped__", value) if mark_of(value) is not None else value
 
 
 class Rewriting:
@@ -256,10 +263,16 @@ class Rewriting:
             return self.refuse(
                 node, f"the unknown name {name!r}", "define it before the handler is compiled"
             )
-        if isinstance(value, enum.Enum):
-            value = value.value
+        if isinstance(value, enum.Enum) and not isinstance(value, int | float | bytes):
+            return self.refuse(
+                node, f"{name!r}, which is no number", "derive the class from enum.IntEnum"
+            )
         if getattr(value, "shape", None) == () and hasattr(value, "item"):
-            value = value.item()  # A NumPy scalar.
+            return self.refuse(
+                node,
+                f"{name!r}, a NumPy number, whose arithmetic is not Python's",
+                "make it an int or a float: int(x), float(x)",
+            )
         if isinstance(value, bool | int | float | bytes | complex) or value is None:
             return self.constant(node, value)
         if isinstance(value, tuple) and is_constant(value):
@@ -280,6 +293,16 @@ class Rewriting:
             f"the global {name!r}, a Python object of type {type(value).__name__}",
             "make what you need of it a field of the state, or a constant number",
         )
+
+    def is_quiet(self, node: ast.expr) -> bool:
+        """Tell whether evaluating an expression changes nothing, so that its order is no matter."""
+        for each in ast.walk(node):
+            if isinstance(each, ast.Call):
+                value = self.static(each.func)
+                known = isinstance(value, BuiltinFunctionType | type) or value in QUIET
+                if value is MISSING or not known:
+                    return False
+        return True
 
     def is_self(self, node: ast.expr, attribute: str | None = None) -> bool:
         """Tell whether `node` is ``self`` or ``self.<attribute>``."""
