@@ -98,7 +98,6 @@ def lose_messages(session: Session, segments: int) -> None:
 @settings(
     max_examples=2_000 if FULL else 150,
     deadline=None,
-    derandomize=not FULL,
     suppress_health_check=[HealthCheck.too_slow],
 )
 def test_every_journal_replays_identically(

@@ -385,7 +385,6 @@ QueueMachine.TestCase.settings = settings(
     max_examples=2_000 if FULL else 250,
     stateful_step_count=60 if FULL else 40,
     deadline=None,
-    derandomize=not FULL,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
