@@ -27,8 +27,9 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// worker's look takes away in between is back then.
 const NEAR_ROLL_BYTES: usize = 512;
 
-/// How long a hot writer waits for its provisioner at a roll.
-const WORKER_PATIENCE_NS: u64 = if cfg!(test) { 20_000_000 } else { 2_000_000_000 };
+/// How long a hot writer waits for its provisioner at a roll. Longer than any busy machine keeps a
+/// worker from running: under an enforcing guard the writer that helps itself is stopped.
+const WORKER_PATIENCE_NS: u64 = if cfg!(test) { 20_000_000 } else { 30_000_000_000 };
 
 /// Where the writer stands. Small and together: this is all that an append touches besides the
 /// segment.
@@ -413,7 +414,8 @@ impl Writer {
     /// then helps itself, and its guard tells of the system calls.
     #[cold]
     fn wait_for_worker(&self) -> bool {
-        let patience = (WORKER_PATIENCE_NS << 32) / clock::meter_ns_per_tick_q32();
+        let patience = u128::from(WORKER_PATIENCE_NS) << 32;
+        let patience = (patience / u128::from(clock::meter_ns_per_tick_q32())) as u64;
         let start = clock::meter_ticks();
         while self.endpoint.must_wait() {
             if clock::meter_ticks().wrapping_sub(start) > patience {
