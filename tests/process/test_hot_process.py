@@ -181,8 +181,9 @@ def test_waiting_for_a_hot_thread_answers_an_interrupt(tmp_path: Path) -> None:
     text = run(
         program("""
             hot = chronicle.HotThread(native(), readers=[reader], wait="sleep").start()
-            threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
             try:
+                # Inside: on a busy machine the signal may come before `join` is reached.
+                threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
                 hot.join()
             except KeyboardInterrupt:
                 print("interrupted")

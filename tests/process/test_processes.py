@@ -10,6 +10,7 @@ import chronicle
 import pytest
 
 from tests.queue_support import (
+    PATIENCE_S,
     Child,
     fill,
     payload_of,
@@ -78,7 +79,7 @@ def test_live_readers_never_notice_that_writers_are_killed(path: Path):
                 assert first == watcher.next_seq
                 goal = first + 700
                 while watcher.next_seq < goal:
-                    watcher.wait()
+                    assert watcher.wait(PATIENCE_S), "the writer has stopped writing"
                     for message in watcher:
                         assert bytes(message.payload) == payload_of(message.seq, len(message))
                 writer.kill()
