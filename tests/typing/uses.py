@@ -12,8 +12,10 @@ from typing import Annotated, Any, assert_type
 
 import chronicle
 import numpy as np
-from chronicle import AddReader
-from chronicle.message import MessageBase, Scale, char8, i64, u32
+from chronicle import AddReader, Handler, on
+from chronicle.hot import Cells, Counter, Info, Output, Table, symbol_key
+from chronicle.hot.audit import audit
+from chronicle.message import Array, MessageBase, Scale, char8, f64, i64, u32
 from chronicle.queue import Start
 from numpy.typing import NDArray
 
@@ -180,3 +182,58 @@ def looking_after(path: Path) -> None:
     chronicle.apply_retention(path, 5)  # type: ignore[call-arg]
     chronicle.verify(path, lambda done: None)  # type: ignore[arg-type,misc]
     chronicle.remove_reader(path)  # type: ignore[call-arg]
+
+
+def handling(trade: Trade) -> None:
+    class Mean(Handler):
+        alpha: f64 = 0.5
+        mean: f64
+        window: Annotated[Cells[float], Array(f64, 8)]
+        trades: Annotated[Any, Table(Trade, 4)]
+        out: Output
+        seen: Counter
+
+        @on(Trade)
+        def trade(self, trade: Trade, info: Info) -> None:
+            assert_type(trade.price, int)
+            assert_type(info.seq, int)
+            self.mean += self.alpha * (trade.price - self.mean)
+            self.window[info.seq % len(self.window)] = self.mean
+            self.trades[0] = trade
+            self.seen.add(1)
+            assert_type(self.out.publish(trade), int)
+            self.log.info("mean {}", self.mean)
+            self.mean = b"x"  # type: ignore[assignment]
+            self.window[0] = b"x"  # type: ignore[assignment]
+            self.out.publish(5)  # type: ignore[arg-type]
+            self.seen.add("5")  # type: ignore[arg-type]
+
+        @on(Trade)  # type: ignore[arg-type]
+        def wrong(self, trade: int) -> None: ...
+
+        @on.command(Trade)
+        def command(self, trade: Trade) -> None: ...
+
+        @on.idle
+        def idle(self) -> None:
+            assert_type(self.now_ns, int)
+            self.stop()
+
+        @on.stop  # type: ignore[type-var]
+        def ended(self, why: str) -> None:
+            self.fail(5)  # type: ignore[arg-type]
+
+    mean = Mean(alpha=0.25)
+    mean.trade(trade, Info(seq=5))
+    mean.command(trade)
+    mean.idle()
+    assert_type(mean.out.published, list[MessageBase])
+    assert_type(mean.seen.value, int)
+    assert_type(mean.receive(trade), bool)
+    assert_type(audit(Mean).accepted, bool)
+    mean.trade(5, Info())  # type: ignore[arg-type]
+    mean.trade(trade)  # type: ignore[call-arg]
+    Info(seq="5")  # type: ignore[arg-type]
+    symbol_key(5)  # type: ignore[arg-type]
+    on(5)  # type: ignore[arg-type]
+    audit(5)  # type: ignore[arg-type]

@@ -8,8 +8,10 @@ optimized as a whole, and becomes an object file: the one that runs, and the one
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import llvmlite.binding as llvm
@@ -78,9 +80,9 @@ def emit(spec: HandlerSpec, found: Translation) -> Emitted:
     handler = HandlerType(spec)
     namespace = _namespace(found)
     compiled: dict[str, _Compiled] = {}
-    # Held all along, so that other users of Numba in this process wait.
     findings: list[Finding] = []
-    with global_compiler_lock, warnings.catch_warnings():
+    # Held all along, so that other users of Numba in this process wait.
+    with global_compiler_lock, warnings.catch_warnings(), _quiet():
         # Numba warns of what the front end has already refused, or what cannot be.
         warnings.simplefilter("ignore")
         for method, arguments in _signatures(spec, handler):
@@ -97,6 +99,19 @@ def emit(spec: HandlerSpec, found: Translation) -> Emitted:
         image = _object_file(module, [each.library for each in compiled.values()])
     entries = ("on_message", *(f"on_{hook}" for hook in spec.hooks))
     return Emitted(image, entries, tuple(session.failures))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Numba from logging every step, where the root logger is set to debug."""
+    logger = logging.getLogger("numba")
+    before = logger.level
+    if before == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _signatures(spec: HandlerSpec, handler: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:

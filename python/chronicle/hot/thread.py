@@ -758,7 +758,8 @@ class HotThread:
             return data
         import numpy as np
 
-        return np.frombuffer(data, dtype=dtype, count=1)[0].copy()
+        # Not copied by NumPy: that would leave whatever was there between the fields.
+        return np.frombuffer(bytearray(data), dtype=dtype, count=1)[0]
 
     def release_retired(self) -> int:
         """Unmap the segments that the thread has left behind; return how many.
