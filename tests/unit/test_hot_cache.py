@@ -160,8 +160,7 @@ def test_a_damaged_entry_is_compiled_anew_and_said(
 ):
     made = build(make().SPEC)
     (path,) = entries(own_cache)
-    good = path.read_bytes()
-    data = bytearray(good)
+    data = bytearray(path.read_bytes())
     if damage == "cut":
         del data[-100:]
     elif damage == "flip":
@@ -184,7 +183,6 @@ def test_a_damaged_entry_is_compiled_anew_and_said(
     assert again.image == made.image
     assert "is damaged; compiling" in caplog.text
     assert build(make().SPEC).cached
-    assert len(path.read_bytes()) == len(good)
 
 
 def test_an_entry_that_others_could_write_is_not_believed(
@@ -279,6 +277,24 @@ def test_a_warm_start_imports_no_numba(folder: Path):
     assert cold[0] == "1"
     assert warm[0] == "0"
     assert cold[1:] == warm[1:]
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite", "capstone", "elftools"])
+def test_what_is_not_installed_is_named(folder: Path, missing: str):
+    module = folder / "lacking.py"
+    module.write_text(SOURCE.format(**PLAIN))
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "import lacking, chronicle; from chronicle.hot.compile import program_for\n"
+        "try:\n    program_for(lacking.Kept())\n"
+        "except chronicle.CompileError as error:\n    print(error)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, check=True, env=environment, text=True)
+    assert missing in done.stdout
+    assert "install chronicle-python[hot]" in done.stdout
+    assert done.stderr == ""
 
 
 def test_two_processes_that_compile_at_once_both_win(own_cache: Path, folder: Path):

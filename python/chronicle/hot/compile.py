@@ -24,7 +24,7 @@ from chronicle.hot import cache as disk
 from chronicle.hot.failures import Failure, explain
 from chronicle.hot.frontend import Translation, translate
 from chronicle.hot.handler import Handler
-from chronicle.hot.link import cpu, link
+from chronicle.hot.link import cpu, link, missing
 from chronicle.hot.program import TABLE_USES_CLOCK, Program
 from chronicle.hot.rules import refused
 from chronicle.hot.spec import HandlerSpec, layout_of, state_dtype
@@ -144,9 +144,7 @@ def _compiled(key: str, spec: HandlerSpec, found: Translation) -> Build:
         from chronicle.hot.emit import emit
         from chronicle.hot.machine import inspect_object
     except ImportError as error:
-        raise CompileError(
-            f"compiling a handler needs {error.name}; install chronicle-python[hot]"
-        ) from None
+        raise missing(error) from None
     made = emit(spec, found)
     file, line = _class_place(found)
     report = inspect_object(made.image, file=file, line=line)

@@ -22,6 +22,7 @@ __all__ = [
     "Linked",
     "cpu",
     "link",
+    "missing",
     "target_machine",
 ]
 
@@ -70,11 +71,14 @@ class Linked:
 def _llvm() -> Any:
     try:
         import llvmlite.binding as llvm
-    except ImportError:
-        raise CompileError(
-            "compiled handlers need llvmlite; install chronicle-python[hot]"
-        ) from None
+    except ImportError as error:
+        raise missing(error) from None
     return llvm
+
+
+def missing(error: ImportError) -> CompileError:
+    """Return what to say if a part of the extra ``hot`` is not there."""
+    return CompileError(f"compiled handlers need {error.name}; install chronicle-python[hot]")
 
 
 def cpu() -> tuple[str, str]:

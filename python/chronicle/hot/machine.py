@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 from typing import Any, Final, NamedTuple
 
-from chronicle.hot.link import ALLOWED_SYMBOLS
+from chronicle.hot.link import ALLOWED_SYMBOLS, missing
 from chronicle.hot.rules import Finding
 
 __all__ = ["Function", "MachineReport", "inspect_object"]
@@ -100,9 +100,17 @@ def inspect_object(image: bytes, *, file: str = "", line: int = 0) -> MachineRep
         Its bytes.
     file, line
         Where the handler stands, for findings.
-    """
-    from elftools.elf.elffile import ELFFile
 
+    Raises
+    ------
+    CompileError
+        If pyelftools or capstone is missing.
+    """
+    try:
+        import capstone  # noqa: F401  (used further down, where it is too late to say so)
+        from elftools.elf.elffile import ELFFile
+    except ImportError as error:
+        raise missing(error) from None
     return _Inspection(ELFFile(io.BytesIO(image)), file, line).report()
 
 
