@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from hypothesis import settings
 # The same examples in every run of the small size; the full size looks for new ones.
 settings.register_profile("chronicle", derandomize=os.environ.get("CHRONICLE_FIRE") != "full")
 settings.load_profile("chronicle")
+
+# A shell that starts a job in the background has it ignore the interrupt, and so all that the job
+# starts: the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -180,8 +180,6 @@ def test_a_forked_child_ends_its_interpreter_without_the_thread(tmp_path: Path) 
 def test_waiting_for_a_hot_thread_answers_an_interrupt(tmp_path: Path) -> None:
     text = run(
         program("""
-            # A shell that starts a job in the background has it ignore the signal.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             hot = chronicle.HotThread(native(), readers=[reader], wait="sleep").start()
             try:
                 # Inside: on a busy machine the signal may come before `join` is reached.
