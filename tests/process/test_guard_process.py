@@ -396,7 +396,12 @@ def test_a_guarded_thread_may_wait_for_a_condition_without_ending_the_process(mo
 
 @pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
 @pytest.mark.parametrize("crash_handler", ["faulthandler", "none"])
-def test_a_guarded_thread_that_aborts_ends_the_process(mode: str, crash_handler: str):
+@pytest.mark.parametrize(
+    ("how", "number"), [("abort_process", signal.SIGABRT), ("crash", signal.SIGSEGV)]
+)
+def test_a_guarded_thread_that_crashes_ends_the_process(
+    how: str, number: signal.Signals, crash_handler: str, mode: str
+):
     program = (
         LOCKS
         + """
@@ -405,26 +410,8 @@ def test_a_guarded_thread_that_aborts_ends_the_process(mode: str, crash_handler:
         faulthandler.disable()
     else:
         faulthandler.enable(open(os.devnull, "w"))
-    start("abort_process", mode=mode).join()
+    start(sys.argv[3], mode=mode).join()
     """
     )
-    with child(program, mode, crash_handler) as process:
-        assert process.wait(timeout=60) == -signal.SIGABRT
-
-
-@pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
-@pytest.mark.parametrize("crash_handler", ["faulthandler", "none"])
-def test_a_guarded_thread_that_crashes_ends_the_process(mode: str, crash_handler: str):
-    program = (
-        LOCKS
-        + """
-    import faulthandler
-    if sys.argv[2] == "none":
-        faulthandler.disable()
-    else:
-        faulthandler.enable(open(os.devnull, "w"))
-    start("crash", mode=mode).join()
-    """
-    )
-    with child(program, mode, crash_handler) as process:
-        assert process.wait(timeout=60) == -signal.SIGSEGV
+    with child(program, mode, crash_handler, how) as process:
+        assert process.wait(timeout=60) == -number

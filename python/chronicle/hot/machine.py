@@ -13,6 +13,7 @@ pyelftools reads symbols, sections and relocations, capstone the instructions. W
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from typing import Any, Final, NamedTuple
 
 from chronicle.hot.link import ALLOWED_SYMBOLS, missing
@@ -234,8 +235,8 @@ class _Inspection:
         return max((depth(name, ()) for name in functions), default=0)
 
 
-class _Walk:
-    """One function's instructions."""
+class _Walk(ABC):
+    """One function's instructions. What an instruction means, each CPU says for itself."""
 
     def __init__(
         self,
@@ -272,11 +273,11 @@ class _Walk:
             self.refuse(f"an instruction that is not known, at {end:#x}")
         return Function(self.name, len(code), self.stack, tuple(self.calls))
 
-    def decoder(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def decoder(self) -> Any: ...
 
-    def instruction(self, instruction: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def instruction(self, instruction: Any) -> None: ...
 
     def refuse(self, what: str) -> None:
         self.inspection.refuse(f"machine code with {what} in {self.name!r}")

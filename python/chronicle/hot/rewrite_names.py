@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import enum
+from abc import ABC, abstractmethod
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -145,7 +146,7 @@ def plain_function(value: Any) -> Any:
     return getattr(value, "__wrapped__", value) if mark_of(value) is not None else value
 
 
-class Rewriting:
+class Rewriting(ABC):
     """One function that is rewritten; this part knows names and makes nodes."""
 
     def __init__(
@@ -318,9 +319,9 @@ class Rewriting:
         """Read a field of something."""
         return self.checked(node, "get_" + node.attr, owner)
 
+    @abstractmethod
     def expr(self, node: ast.expr) -> ast.expr:
         """Rewrite an expression. The class that knows them all has it."""
-        raise NotImplementedError
 
 
 def is_constant(value: tuple[Any, ...]) -> bool:
