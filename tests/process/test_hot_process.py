@@ -216,6 +216,50 @@ def test_a_hot_thread_goes_on_while_the_interpreter_lock_is_held(tmp_path: Path)
         reader.close()
 
 
+@pytest.mark.parametrize("room", range(3))
+def test_a_callable_whose_journal_is_full_lets_go_of_the_interpreter_lock(
+    tmp_path: Path, room: int
+) -> None:
+    """Whichever record is the first that does not fit: of a batch's begin, its message, its end."""
+    text = run(
+        program("""
+            journal = publisher(path + "/journal", segments_max=2)
+            journal.append(1, bytes(24 * int(sys.argv[2])))
+            hot = chronicle.HotThread(lambda message: None, readers=[reader], journal=journal,
+                                      wait="hybrid", spin_ns=1_000).start()
+            while hot.failure is None:
+                writer.append(1, b"x")
+                time.sleep(0.00001)
+            print(type(hot.failure).__name__, "journal" in str(hot.failure))
+        """),
+        str(tmp_path),
+        str(room),
+    )
+    assert text.splitlines()[0] == "HotThreadFailed True"
+
+
+def test_a_thread_that_has_joined_a_callables_keeps_its_own_interpreter_state(
+    tmp_path: Path,
+) -> None:
+    text = run(
+        program("""
+            import ctypes
+            local = threading.local()
+            local.value = "kept"
+            hot = chronicle.HotThread(lambda message: None, readers=[reader], wait="hybrid")
+            hot.start()
+            writer.append(1, b"x")
+            until(lambda: hot.status.messages == 1)
+            hot.stop()
+            callback = ctypes.CFUNCTYPE(None)(lambda: print(getattr(local, "value", "lost")))
+            callback()
+            print(ctypes.pythonapi.PyGILState_Check())
+        """),
+        str(tmp_path),
+    )
+    assert text == "kept\n1\n"
+
+
 def test_a_stopped_process_leaves_its_queues_as_they_are(tmp_path: Path) -> None:
     """After `kill -9` what was handled is committed, and the rest is there."""
     child = subprocess.Popen(

@@ -253,6 +253,38 @@ def test_readers_and_writers_come_and_go(tmp_path: Path) -> None:
         reader.close()
 
 
+def test_writers_that_were_exchanged_are_given_back_to_their_own_objects(tmp_path: Path) -> None:
+    with publisher(tmp_path / "a") as first, publisher(tmp_path / "b") as second:
+        hot = hot_thread(native(), outputs={"out": first}).start()
+        hot.add_writer("out", second)
+        hot.send(chronicle.Stop())
+        # Nobody has polled: the answers are still on their way when the thread is joined.
+        until(hot._core.is_finished)
+        hot.stop()
+        assert (first.append(1, b"a"), second.append(1, b"b")) == (1, 1)
+    for name in "ab":
+        with subscriber(tmp_path / name, None) as reader:
+            assert payloads(reader) == [name.encode()]
+
+
+def test_a_message_whose_batch_could_not_begin_is_put_back(tmp_path: Path) -> None:
+    hook = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
+    begin = hook(lambda _context: 2)
+    handled: list[int] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+    def on_message(_context: int, _message: int) -> int:
+        handled.append(1)
+        return 0
+
+    with publisher(tmp_path / "in") as writer, subscriber(tmp_path / "in") as reader:
+        send_words(writer, 1, 2, 3)
+        handler = NativeHandler(on_message=on_message, on_batch_begin=begin, batched=True)
+        hot = hot_thread(handler, readers=[reader], guard="off").start()
+        until(lambda: hot.failure)
+        assert (handled, seqs(reader)) == ([], [1, 2, 3])
+
+
 def test_a_full_channel_is_an_error_at_once_or_a_wait(tmp_path: Path) -> None:
     with hot_thread(native(), commands_max=2) as hot:
         # Counts for some seconds, or until the test has seen what it wants.

@@ -61,7 +61,7 @@ impl FanInReader {
             };
             let reader = inner.fan.remove(source).ok_or_else(absent)?;
             let object = inner.lent.get_mut(source).and_then(Option::take).ok_or_else(absent)?;
-            object.get().inner.restore(py, reader::Inner::new(reader))?;
+            object.get().inner.restore_surely(py, reader::Inner::new(reader));
             Ok(object)
         })
     }

@@ -115,7 +115,16 @@ pub fn table(addresses: [usize; 6], flags: u32) -> HandlerTable {
     // SAFETY: as above.
     let hooks = hooks.map(|hook| unsafe { std::mem::transmute::<usize, Option<OnHook>>(hook) });
     let [on_idle, on_start, on_stop, on_batch_begin, on_batch_end] = hooks;
-    HandlerTable { flags, on_message, on_idle, on_start, on_stop, on_batch_begin, on_batch_end }
+    HandlerTable {
+        flags,
+        on_message,
+        on_idle,
+        on_start,
+        on_stop,
+        on_batch_begin,
+        on_batch_end,
+        ..HandlerTable::default()
+    }
 }
 
 fn wait_strategy(name: &str, spin_ns: u64) -> PyResult<WaitStrategy> {
@@ -519,17 +528,17 @@ impl HotCore {
 
     #[allow(clippy::result_large_err)] // The refused value comes back whole.
     fn try_send(&self, ticket: u64, what: What) -> Result<(), NotSent> {
-        let sent_ns = clock::wall_ns();
-        match &mut *lock(&self.life) {
-            Life::Running(hot) => {
-                let command = Command { ticket, sent_ns, what };
-                hot.commands.try_send(command).map_err(|command| (command.what, None))
-            }
-            _ => {
-                let text = format!("hot thread '{}' is not running; nothing was sent", self.name);
-                Err((what, Some(raise("Closed", text, &[]))))
-            }
-        }
+        let command = Command { ticket, sent_ns: clock::wall_ns(), what };
+        let sent = match &mut *lock(&self.life) {
+            Life::Running(hot) => hot.commands.try_send(command).map_err(|back| (back, true)),
+            _ => Err((command, false)),
+        };
+        // Not under the lock: making an error runs Python, which may let go of the interpreter lock
+        // to a thread that waits for ours.
+        sent.map_err(|(command, is_running)| {
+            let text = format!("hot thread '{}' is not running; nothing was sent", self.name);
+            (command.what, (!is_running).then(|| raise("Closed", text, &[])))
+        })
     }
 
     /// Everything that the thread starts with. What was taken before an error stays in `lent`'s
@@ -743,8 +752,8 @@ impl HotCore {
         }
     }
 
-    /// Acks for which there was no room when the loop ended: they are drained later like the
-    /// others, but what they carry is put back now.
+    /// Acks for which there was no room when the loop ended: what they carry is put back. Nobody
+    /// gets to see them any more.
     fn late_ack(&self, py: Python<'_>, ack: Ack) {
         match ack {
             Ack::Removed { added, reader, .. } | Ack::SourceFailed { added, reader, .. } => {

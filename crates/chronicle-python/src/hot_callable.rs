@@ -2,7 +2,8 @@
 //! batch of messages.
 //!
 //! The thread gets its interpreter state as it starts and keeps it, so that taking the lock does not
-//! make one each time; whoever joins the thread deletes it.
+//! make one each time; as its last act it gives it back. Nobody else may: from CPython 3.12 on,
+//! deleting another thread's state takes the caller's own away from `PyGILState_Ensure`.
 
 use crate::message::Pool;
 use chronicle_core::hot::abi::{
@@ -26,7 +27,10 @@ struct Inner {
     error: Option<PyErr>,
     /// The hot thread's, which it does not hold between batches.
     thread_state: *mut ffi::PyThreadState,
+    /// Of the batch.
     lock: Option<ffi::PyGILState_STATE>,
+    /// Of the whole life of the thread.
+    first: Option<ffi::PyGILState_STATE>,
 }
 
 // SAFETY: only one thread at a time uses the inner part: the hot thread until it has been joined,
@@ -44,30 +48,24 @@ impl Callback {
             error: None,
             thread_state: std::ptr::null_mut(),
             lock: None,
+            first: None,
         };
         Box::new(Self { inner: UnsafeCell::new(inner) })
     }
 
     /// The initial state of the handler: where this is.
     pub fn state(&self) -> [u8; size_of::<usize>()] {
-        std::ptr::from_ref(self).addr().to_ne_bytes()
+        std::ptr::from_ref(self).expose_provenance().to_ne_bytes()
     }
 
-    /// Deletes the hot thread's interpreter state; gives what the callable raised.
+    /// Lets go of the callable, which may refer to its hot thread; gives what it raised.
     ///
     /// # Safety
     /// The thread has been joined, or never started.
-    pub unsafe fn finish(&self, _py: Python<'_>) -> Option<PyErr> {
+    pub unsafe fn finish(&self, py: Python<'_>) -> Option<PyErr> {
         // SAFETY: the caller's promise: nobody else uses it.
         let inner = unsafe { &mut *self.inner.get() };
-        let thread_state = std::mem::replace(&mut inner.thread_state, std::ptr::null_mut());
-        if !thread_state.is_null() {
-            // SAFETY: we are attached; the state's thread is gone, so it is current nowhere.
-            unsafe {
-                ffi::PyThreadState_Clear(thread_state);
-                ffi::PyThreadState_Delete(thread_state);
-            }
-        }
+        inner.callable = py.None();
         inner.pool = Pool::default();
         inner.error.take()
     }
@@ -81,6 +79,7 @@ pub fn table() -> HandlerTable {
         on_start: Some(on_start),
         on_batch_begin: Some(on_batch_begin),
         on_batch_end: Some(on_batch_end),
+        on_end: Some(on_end),
         ..HandlerTable::default()
     }
 }
@@ -102,8 +101,27 @@ unsafe extern "C" fn on_start(context: *mut Context) -> i32 {
     // SAFETY: called by the loop. The thread has no interpreter state yet: it gets one, and lets go
     // of the lock.
     unsafe {
-        ffi::PyGILState_Ensure();
+        inner(context).first = Some(ffi::PyGILState_Ensure());
         inner(context).thread_state = ffi::PyEval_SaveThread();
+    }
+    HANDLED
+}
+
+/// # Safety
+/// Called by the loop.
+unsafe extern "C" fn on_end(context: *mut Context) -> i32 {
+    // SAFETY: called by the loop, on the thread that `on_start` was called on, if that was called:
+    // the state is this thread's, and is taken again before it is given back.
+    unsafe {
+        let inner = inner(context);
+        let Some(first) = inner.first.take() else { return HANDLED };
+        // A batch that a panic has cut off.
+        if let Some(lock) = inner.lock.take() {
+            ffi::PyGILState_Release(lock);
+        }
+        ffi::PyEval_RestoreThread(inner.thread_state);
+        inner.thread_state = std::ptr::null_mut();
+        ffi::PyGILState_Release(first);
     }
     HANDLED
 }

@@ -47,8 +47,8 @@ impl Replay {
         source: u32,
         reader: Option<&Bound<'_, QueueReader>>,
     ) -> PyResult<()> {
-        let reader = reader.map(|reader| take(py, reader)).transpose()?;
         self.core.with(py, |core| {
+            let reader = reader.map(|reader| take(py, reader)).transpose()?;
             core.set_source(source, reader);
             Ok(())
         })
@@ -62,13 +62,14 @@ impl Replay {
         next_seq: u64,
         reader: Option<&Bound<'_, QueueReader>>,
     ) -> PyResult<()> {
-        let reader = reader.map(|reader| take(py, reader)).transpose()?;
         self.core.with(py, |core| {
-            if core.set_output(output, next_seq, reader) {
-                return Ok(());
+            if output >= core.outputs_count() {
+                let text = format!("the handler has no output={output}");
+                return Err(raise("BadArgument", text, &[]));
             }
-            let text = format!("the handler has no output={output}");
-            Err(raise("BadArgument", text, &[]))
+            let reader = reader.map(|reader| take(py, reader)).transpose()?;
+            core.set_output(output, next_seq, reader);
+            Ok(())
         })
     }
 

@@ -17,6 +17,17 @@ enum State<T> {
     Closed,
 }
 
+impl<T> State<T> {
+    /// Who has the value, if somebody has.
+    #[cold]
+    fn owner(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Moved(owner) => Some(owner.clone()),
+            Self::Present(_) | Self::Closed => None,
+        }
+    }
+}
+
 /// See the module's header. `what` names the object in messages.
 pub struct Owned<T> {
     busy: AtomicU32,
@@ -85,7 +96,12 @@ impl<T> Owned<T> {
         let state = entered.state();
         match state {
             State::Present(value) => f(value),
-            other => Err(self.absent_error(other)),
+            other => {
+                let owner = other.owner();
+                // Making an error runs Python, which may come back to this very object.
+                drop(entered);
+                Err(self.absent_error(owner))
+            }
         }
     }
 
@@ -93,12 +109,15 @@ impl<T> Owned<T> {
     pub fn take(&self, py: Python<'_>, new_owner: impl Into<Cow<'static, str>>) -> PyResult<T> {
         let mut entered = self.enter(py)?;
         let state = entered.state();
-        if !matches!(state, State::Present(_)) {
-            return Err(self.absent_error(state));
-        }
         match std::mem::replace(state, State::Moved(new_owner.into())) {
             State::Present(value) => Ok(value),
-            other => Err(self.absent_error(&other)),
+            other => {
+                let owner = other.owner();
+                *state = other;
+                // As in `with`.
+                drop(entered);
+                Err(self.absent_error(owner))
+            }
         }
     }
 
@@ -151,16 +170,15 @@ impl<T> Owned<T> {
     }
 
     #[cold]
-    fn absent_error(&self, state: &State<T>) -> PyErr {
-        match state {
-            State::Moved(owner) => {
-                let text = format!(
-                    "this {} was handed to {owner}; use that, or take it back first",
-                    self.what
-                );
-                raise("Moved", text, &[("owner", owner.to_string().into())])
+    fn absent_error(&self, owner: Option<Cow<'static, str>>) -> PyErr {
+        let what = self.what;
+        match owner {
+            Some(owner) => {
+                let text =
+                    format!("this {what} was handed to {owner}; use that, or take it back first");
+                raise("Moved", text, &[("owner", owner.into_owned().into())])
             }
-            _ => raise("Closed", format!("this {} is closed; open a new one", self.what), &[]),
+            None => raise("Closed", format!("this {what} is closed; open a new one"), &[]),
         }
     }
 }

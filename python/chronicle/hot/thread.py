@@ -341,6 +341,9 @@ class HotThread:
         with self._lock:
             if self._phase != "running":
                 return
+            # First, what the thread has answered: an output that was exchanged belongs to another
+            # object since.
+            self._drain()
             joined = self._core.join()
             if joined is None:
                 return
@@ -468,10 +471,13 @@ class HotThread:
 
         def attempt(ticket: int) -> bool:
             self._handed[ticket] = reader
-            if self._core.add_reader(ticket, reader, provisioner, about):
-                return True
-            del self._handed[ticket]
-            return False
+            sent = False
+            try:
+                sent = self._core.add_reader(ticket, reader, provisioner, about)
+            finally:
+                if not sent:
+                    del self._handed[ticket]
+            return sent
 
         return self._send(attempt, timeout)
 

@@ -91,6 +91,9 @@ pub struct HandlerTable {
     pub on_stop: Option<OnHook>,
     pub on_batch_begin: Option<OnHook>,
     pub on_batch_end: Option<OnHook>,
+    /// Called last, on the hot thread, however its loop ended, if that began at all. Only the core's
+    /// own handlers have it: what it returns is not looked at.
+    pub on_end: Option<OnHook>,
 }
 
 const _: () = {

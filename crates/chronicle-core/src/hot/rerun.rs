@@ -127,14 +127,17 @@ impl Rerun {
     }
 
     /// The output gives this number next (0: has no writer), and what it publishes is compared with
-    /// what the reader reads. `false` if there is no such output.
-    pub fn set_output(&mut self, output: usize, next: u64, reader: Option<Reader>) -> bool {
-        let Some(compared) = self.outputs.get_mut(output) else { return false };
-        compared.reader = reader;
+    /// what the reader reads. There must be such an output.
+    pub fn set_output(&mut self, output: usize, next: u64, reader: Option<Reader>) {
+        self.outputs[output].reader = reader;
         if let Some(capture) = self.replay.capture() {
             capture.set_next(output, next);
         }
-        true
+    }
+
+    /// Outputs that the handler has.
+    pub fn outputs_count(&self) -> usize {
+        self.outputs.len()
     }
 
     /// The output is not compared any more.

@@ -279,8 +279,11 @@ impl Loop {
                 sequence: raw.sequence,
                 timestamp_ns: raw.timestamp_ns,
             };
-            if self.table.flags & TABLE_BATCHED != 0 {
-                self.enter_batch(raw, segment)?;
+            if self.table.flags & TABLE_BATCHED != 0
+                && let Err(failure) = self.enter_batch(raw, segment)
+            {
+                self.fan.undeliver(&raw);
+                return Err(failure);
             }
             if let Err(failure) = self.data(&message) {
                 self.fan.undeliver(&raw);
@@ -432,7 +435,22 @@ impl Loop {
     fn end_batch(&mut self) -> Result<(), Failure> {
         self.in_batch = false;
         self.services().current = None;
-        self.call_hook(self.table.on_batch_end, journal::KIND_BATCH_END, During::Batch)
+        let hook = self.table.on_batch_end;
+        let ended = self.call_hook(hook, journal::KIND_BATCH_END, During::Batch);
+        if let Err(Failure { cause: Cause::Journal(_), .. }) = &ended {
+            // Not called yet; it may hold something that others wait for.
+            drop(self.plain_hook(hook, During::Batch));
+        }
+        ended
+    }
+
+    /// The last call of the handler, however the loop ended.
+    pub fn end(&mut self) {
+        if let Some(on_end) = self.table.on_end {
+            let context = &raw mut self.context;
+            // SAFETY: as in `call`.
+            unsafe { on_end(context) };
+        }
     }
 
     // --- Hooks ---
@@ -617,6 +635,8 @@ impl Loop {
 
     fn event(&mut self, type_id: u16, source: u32, bytes: &[u8]) -> Result<bool, Failure> {
         self.shared.page.events.add(1);
+        // An event within a batch is no record of a queue.
+        self.services().current = None;
         let message = Message {
             payload: bytes.as_ptr(),
             len_bytes: bytes.len() as u32,

@@ -249,6 +249,7 @@ fn body(mut run: Box<Loop>, setup: Setup, warnings: Arc<Mutex<Vec<String>>>) -> 
         let text = text.unwrap_or_else(|| "a panic without a message".to_owned());
         run.failure = Some(Failure::of_loop(Cause::Panic(text)));
     }
+    run.end();
     page.set_state(if run.failure.is_some() { State::Failed } else { State::Stopped });
     run
 }

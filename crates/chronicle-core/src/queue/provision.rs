@@ -28,6 +28,9 @@
 //! # Orderings
 //! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in
 //!   `try_building`. Who may build sees what the one before has left in the slot.
+//! - B2: `waiting` Release store in `must_wait` -> Acquire load in `is_waited_for`. A worker that sees
+//!   a hot reader wait sees the queue at least as that reader saw it: with the segment behind the
+//!   marker, unless retention has deleted it since.
 
 use crate::error::Result;
 use crate::os::futex;
@@ -81,12 +84,14 @@ pub struct Endpoint {
     /// worker was attached.
     late: AtomicU64,
     errors: AtomicU64,
+    /// Of these, segments that could not be prepared.
+    failures: AtomicU64,
     /// 1 while the owner is a hot thread.
     hot: AtomicU32,
     /// 1 while a hot owner stands at a roll and has nothing to roll into.
     waiting: AtomicU32,
-    /// `errors` when the owner began to wait; nobody else touches it.
-    errors_seen: AtomicU64,
+    /// `failures` when the owner began to wait; nobody else touches it.
+    failures_seen: AtomicU64,
     wake: WakeRequest,
     /// Wake-ups that a hot owner had to make itself.
     wakes_inline: AtomicU64,
@@ -109,9 +114,10 @@ impl Endpoint {
             building: AtomicU32::new(0),
             late: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             hot: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            errors_seen: AtomicU64::new(0),
+            failures_seen: AtomicU64::new(0),
             wake: WakeRequest::default(),
             wakes_inline: AtomicU64::new(0),
             kept: Mutex::default(),
@@ -135,7 +141,9 @@ impl Endpoint {
     #[inline]
     pub fn take_from(&self, index: u64) -> Option<Arc<Segment>> {
         let may_jump = self.is_hot();
-        self.take(|found| found == index || (may_jump && found > index))
+        // What is ahead of the floor is left over from before a seek, and no reason to jump.
+        let is_floor = |found| found > index && found <= self.queue.floor_segment();
+        self.take(|found| found == index || (may_jump && is_floor(found)))
     }
 
     #[inline]
@@ -164,18 +172,17 @@ impl Endpoint {
             return false;
         }
         // Relaxed: counters and hints; what the worker has done comes through the slot (P5).
-        let errors = self.errors.load(Ordering::Relaxed);
+        let failures = self.failures.load(Ordering::Relaxed);
         // Relaxed: as above.
         if self.waiting.load(Ordering::Relaxed) == 0 {
             // Relaxed: the owner's own word.
-            self.errors_seen.store(errors, Ordering::Relaxed);
-            // Relaxed: as above.
-            self.waiting.store(1, Ordering::Relaxed);
+            self.failures_seen.store(failures, Ordering::Relaxed);
+            self.waiting.store(1, Ordering::Release); // B2
             // Relaxed: a counter for people.
             self.late.fetch_add(1, Ordering::Relaxed);
         }
         // Relaxed: the owner's own word.
-        let failed = errors != self.errors_seen.load(Ordering::Relaxed);
+        let failed = failures != self.failures_seen.load(Ordering::Relaxed);
         if failed {
             // Relaxed: a hint for the worker.
             self.waiting.store(0, Ordering::Relaxed);
@@ -190,8 +197,7 @@ impl Endpoint {
     }
 
     fn is_waited_for(&self) -> bool {
-        // Relaxed: a hint; the worker comes again soon anyway.
-        self.waiting.load(Ordering::Relaxed) != 0
+        self.waiting.load(Ordering::Acquire) != 0 // B2
     }
 
     /// Says whether the owner is a hot thread. What was kept for one is let go when it no longer
@@ -334,13 +340,21 @@ impl Endpoint {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A segment could not be prepared: an owner that waits for it helps itself.
+    fn note_failure(&self) {
+        self.note_error();
+        // Relaxed: as in `must_wait`.
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The worker's part: empty the retired slots, fill the ready one.
     fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
         // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
         // is read through the number.
         let wanted = self.wanted.load(Ordering::Acquire);
-        if *done == wanted {
+        // An owner that waits all the same has thrown the segment away, and come back to want it.
+        if *done == wanted && (self.ready.is_full() || !self.is_waited_for()) {
             return Ok(worked);
         }
         if let Some(segment) = self.ready.take::<Strong>()
@@ -376,10 +390,12 @@ impl Endpoint {
     /// A reader's next segment; `None` if the writer has not prepared it yet, or retention was
     /// faster.
     fn open_prefaulted(&self, index: u64) -> Result<Option<Arc<Segment>>> {
+        // Before the look: who began to wait before it had seen the marker by then. B2
+        let is_waited_for = self.is_waited_for();
         let segment = match Segment::open(&self.queue, index, false) {
             // A hot reader has seen the marker, so the segment was there. If retention has deleted
             // it, the oldest that exists comes next; otherwise the reader is told to look itself.
-            Err(e) if e.is_not_found() && self.is_waited_for() => {
+            Err(e) if e.is_not_found() && is_waited_for => {
                 if self.queue.floor_segment() <= index {
                     return Err(e);
                 }
@@ -626,7 +642,7 @@ impl Client {
             }
             Err(_) => {
                 // The hot side meets the same error when it helps itself, and reports it there.
-                self.endpoint.note_error();
+                self.endpoint.note_failure();
                 self.not_before = now + BACKOFF;
                 false
             }
@@ -824,7 +840,7 @@ mod tests {
             std::fs::rename(&here, &away).unwrap();
             let mut done = u64::MAX;
             assert!(reader.endpoint().serve(&mut done).is_err());
-            reader.endpoint().note_error();
+            reader.endpoint().note_failure();
             // It meets the worker's error itself, and reports it.
             let error = drain(&mut reader).unwrap_err();
             assert!(matches!(error.kind(), crate::ErrorKind::SegmentMissing { .. }), "{error}");
@@ -881,6 +897,83 @@ mod tests {
             let mut done = u64::MAX;
             assert!(endpoint.serve(&mut done).unwrap() == Served::Worked);
             assert_eq!(endpoint.take_ready(3).unwrap().index, 3);
+        });
+    }
+    /// A hot reader in segment 2 of 5, for whom 3 was ready before it went back and came again.
+    fn reader_that_came_back(
+        path: &std::path::Path,
+        writer: &mut Writer,
+        done: &mut u64,
+    ) -> Reader {
+        let mut reader = Reader::open(path, None, Start::Resume).unwrap();
+        // Relaxed: nobody else looks.
+        reader.endpoint().attached.fetch_add(1, Ordering::Relaxed);
+        while writer.queue().tail_segment() < 5 {
+            writer.append(1, &[0; 1_000], None).unwrap();
+        }
+        while reader.segment().index < 2 {
+            reader.next().unwrap().unwrap();
+        }
+        reader.endpoint().serve(done).unwrap();
+        assert!(reader.is_provisioned());
+        reader
+    }
+
+    fn read_to_the_end(reader: &mut Reader, done: &mut u64) {
+        // Twice for each segment: once to throw away what is stale, once for the right one.
+        for _ in 0..12 {
+            while reader.next().unwrap().is_some() {}
+            reader.endpoint().serve(done).unwrap();
+        }
+        assert_eq!(reader.segment().index, 5);
+    }
+
+    #[test]
+    fn what_lay_ready_before_a_seek_is_no_gap_for_a_hot_reader() {
+        with_queue("stale", |writer, path| {
+            let mut done = u64::MAX;
+            let mut reader = reader_that_came_back(path, writer, &mut done);
+            reader.seek(Start::Earliest).unwrap();
+            reader.set_hot(true);
+            read_to_the_end(&mut reader, &mut done);
+            assert_eq!(reader.gaps(), 0);
+        });
+    }
+
+    #[test]
+    fn what_lay_ready_before_a_seek_forward_is_thrown_away_without_a_system_call() {
+        with_queue("behind", |writer, path| {
+            let mut done = u64::MAX;
+            let mut reader = reader_that_came_back(path, writer, &mut done);
+            while reader.segment().index < 4 {
+                reader.next().unwrap().unwrap();
+            }
+            let there = reader.next_sequence();
+            reader.seek(Start::Earliest).unwrap();
+            reader.endpoint().serve(&mut done).unwrap();
+            reader.seek(Start::Sequence(there)).unwrap();
+            reader.set_hot(true);
+            while reader.next().unwrap().is_some() {}
+            assert_eq!(reader.segment().index, 4, "it waits for its worker");
+            read_to_the_end(&mut reader, &mut done);
+        });
+    }
+
+    #[test]
+    fn a_segment_that_was_thrown_away_and_is_wanted_again_is_made_again() {
+        with_queue("again", |writer, path| {
+            let mut done = u64::MAX;
+            let mut reader = reader_that_came_back(path, writer, &mut done);
+            let here = reader.next_sequence();
+            reader.seek(Start::Earliest).unwrap();
+            while reader.segment().index < 1 {
+                // The roll throws 3 away.
+                reader.next().unwrap().unwrap();
+            }
+            reader.seek(Start::Sequence(here)).unwrap();
+            assert_eq!(reader.segment().index, 2);
+            reader.set_hot(true);
+            read_to_the_end(&mut reader, &mut done);
         });
     }
 }

@@ -244,12 +244,17 @@ impl Reader {
         if self.patient && self.endpoint.must_wait() {
             return Ok(false);
         }
+        let was_ready = self.endpoint.is_ready();
         if let Some(segment) = self.endpoint.take_from(index) {
             if segment.index > index {
                 self.gap = Some(GapReason::Retention);
             }
             self.enter(segment);
             return Ok(true);
+        }
+        if self.patient && was_ready {
+            // It was left over from before a seek; the next look asks for the right one.
+            return Ok(false);
         }
         match Segment::open(&self.queue, index, false) {
             Ok(segment) => self.enter(segment),
