@@ -268,14 +268,14 @@ def test_writers_that_were_exchanged_are_given_back_to_their_own_objects(tmp_pat
 
 
 def test_a_message_whose_batch_could_not_begin_is_put_back(tmp_path: Path) -> None:
-    hook = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
-    begin = hook(lambda _context: 2)
     handled: list[int] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
-    def on_message(_context: int, _message: int) -> int:
+    def handle(_context: int, _message: int) -> int:
         handled.append(1)
         return 0
+
+    begin = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(lambda _context: 2)
+    on_message = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)(handle)
 
     with publisher(tmp_path / "in") as writer, subscriber(tmp_path / "in") as reader:
         send_words(writer, 1, 2, 3)
