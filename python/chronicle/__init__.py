@@ -19,6 +19,7 @@ b'hello'
 #   schema     queue.json: the messages that a queue carries; imported when first needed
 #   queue      queues, readers, writers, fan-in
 #   hot        handlers, and the hot thread that runs them; imported when first needed
+#   bus        who is there: endpoints with LOCK, LEASE and READY
 #   sidecar    the asyncio runtime beside hot threads; imported when first needed
 #   feeds      decoders of market data; imported by hand, since they need NumPy at once
 #   cli        the command `chronicle`, one file per command
@@ -34,6 +35,7 @@ from chronicle.channel import AddReader, AddWriter, Receiver, RemoveReader, Send
 from chronicle.errors import (
     AuditRefused,
     BadArgument,
+    BusRefused,
     Busy,
     ChannelFull,
     ChronicleError,
@@ -43,6 +45,7 @@ from chronicle.errors import (
     CorruptRecord,
     DecodeError,
     DiskFull,
+    EndpointActive,
     Forked,
     FormatError,
     Gap,
@@ -88,6 +91,7 @@ __all__ = [
     "AddWriter",
     "AuditRefused",
     "BadArgument",
+    "BusRefused",
     "Busy",
     "ChannelFull",
     "ChronicleError",
@@ -97,6 +101,7 @@ __all__ = [
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
+    "EndpointActive",
     "FanInReader",
     "Forked",
     "FormatError",

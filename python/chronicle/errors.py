@@ -19,6 +19,7 @@ Category = Literal["warn", "error", "fatal"]
 __all__ = [
     "AuditRefused",
     "BadArgument",
+    "BusRefused",
     "Busy",
     "Category",
     "ChannelFull",
@@ -29,6 +30,7 @@ __all__ = [
     "CorruptRecord",
     "DecodeError",
     "DiskFull",
+    "EndpointActive",
     "Forked",
     "FormatError",
     "Gap",
@@ -87,6 +89,21 @@ class AuditRefused(ChronicleError):
 
 class BadArgument(ChronicleError, ValueError):
     """An argument has a value that cannot work; the message says what was found and expected."""
+
+
+class BusRefused(ChronicleError):
+    """What was found on a bus is not what belongs there; it was not used.
+
+    Attributes
+    ----------
+    path
+        Of what was refused.
+    reason
+        What is wrong with it, and what to do.
+    """
+
+    path: str
+    reason: str
 
 
 class Busy(ChronicleError):
@@ -153,6 +170,18 @@ class DiskFull(ChronicleError, OSError):
     """
 
     needed_bytes: int
+
+
+class EndpointActive(ChronicleError):
+    """The endpoint has a live owner.
+
+    Attributes
+    ----------
+    pid
+        Of the owner, as its lease says; 0 if there is none yet.
+    """
+
+    pid: int
 
 
 class Forked(ChronicleError):

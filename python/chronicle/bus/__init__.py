@@ -1,0 +1,9 @@
+"""The bus: a directory in which processes find each other, and see who is alive.
+
+It gives signals; what to do about them is the application's policy. See docs/internals/bus.md.
+"""
+
+from chronicle.bus.endpoint import Bus, Endpoint, Status
+from chronicle.bus.markers import Lease, Ready
+
+__all__ = ["Bus", "Endpoint", "Lease", "Ready", "Status"]

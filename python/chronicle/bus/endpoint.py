@@ -1,0 +1,255 @@
+"""Endpoints: a directory that one process owns, and what others can tell of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
+from chronicle.bus.names import open_directory, refused, split_name
+from chronicle.errors import BadArgument, Closed, EndpointActive
+
+__all__ = ["Bus", "Endpoint", "Status"]
+
+_LOCK: Final = "LOCK"
+#: ``struct flock`` of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+_WRITE_LOCK: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a look at an endpoint has told.
+
+    Attributes
+    ----------
+    state
+        ``"alive"``, ``"stalled"``, ``"dead"`` or ``"absent"``.
+    reason
+        Why that is thought; empty if alive.
+    ready
+        Whether the queues can be opened, as far as markers tell: alive or stalled, and READY is of
+        this instance.
+    lease
+        Of the owner, or of the last one.
+    """
+
+    state: Literal["alive", "stalled", "dead", "absent"]
+    reason: str
+    ready: bool
+    lease: Lease | None
+
+
+class Bus:
+    """A directory in which processes find each other.
+
+    Parameters
+    ----------
+    path
+        Of the directory. It is made, for its owner alone, when the first endpoint is opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+
+    def open_endpoint(self, name: str, *, valid_s: float = 3.0) -> Endpoint:
+        """Become the owner of an endpoint, and make it if it is not there.
+
+        Parameters
+        ----------
+        name
+            As ``"orders/alpha"``.
+        valid_s
+            For how long a renewal counts; renew three times as often.
+
+        Raises
+        ------
+        BadArgument
+            If the name or the time cannot be.
+        EndpointActive
+            If it has a live owner.
+        BusRefused
+            If the directory, or a marker in it, is not what it should be.
+        """
+        return Endpoint(self, name, valid_s)
+
+    def status(self, name: str) -> Status:
+        """Look whether an endpoint is alive. Disturbs nobody; some system calls.
+
+        Raises
+        ------
+        BadArgument
+            If the name cannot be.
+        BusRefused
+            If the directory, or a marker in it, is not what it should be.
+        """
+        path = str(self.path / name)
+        try:
+            with open_directory(str(self.path), split_name(name)) as directory:
+                # The lock last: an owner that ends in between is reported as dead.
+                lease = read_marker(directory, path, Lease)
+                ready = read_marker(directory, path, Ready)
+                is_held = _is_locked(directory, path)
+        except FileNotFoundError:
+            return Status("absent", "missing", False, None)
+        if lease is None:
+            return Status("absent", "no lease", False, None)
+        if not is_held:
+            return Status("dead", "lock free", False, lease)
+        is_ready = ready is not None and ready.instance == lease.instance
+        age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - lease.renewed_ns
+        if lease.boot != _boot_id() or age_ns > lease.valid_ns:
+            return Status("stalled", "heartbeat stale", is_ready, lease)
+        return Status("alive", "", is_ready, lease)
+
+    def __repr__(self) -> str:
+        return f"Bus('{self.path}')"
+
+
+class Endpoint:
+    """An endpoint that this process owns, until it is closed or the process ends.
+
+    Made by `Bus.open_endpoint`. A context manager.
+
+    Attributes
+    ----------
+    path
+        Of the directory; queues go into it.
+    lease
+        As it was written last.
+    """
+
+    def __init__(self, bus: Bus, name: str, valid_s: float) -> None:
+        parts = split_name(name)
+        if not 0.001 <= valid_s <= 86_400:
+            raise BadArgument(
+                f"bad time: valid_s={valid_s} expected=0.001 to 86400; it is in seconds"
+            )
+        self.path = bus.path.joinpath(*parts)
+        self._lock: int | None = None
+        with open_directory(str(bus.path), parts, create=True) as directory:
+            self._directory = os.dup(directory)
+        try:
+            self._lock = _take_lock(self._directory, str(self.path))
+            self.lease = self._begin(int(valid_s * 1e9))
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, valid_ns: int) -> Lease:
+        last = read_marker(self._directory, str(self.path), Lease)
+        # It spoke for the last owner.
+        remove_marker(self._directory, Ready.FILE)
+        lease = Lease(
+            instance=secrets.token_hex(16),
+            pid=os.getpid(),
+            epoch=1 if last is None else last.epoch + 1,
+            boot=_boot_id(),
+            renewed_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            valid_ns=valid_ns,
+        )
+        write_marker(self._directory, lease)
+        return lease
+
+    def ready(self, queues: Sequence[str]) -> None:
+        """Say that these queues can be opened: names of directories in `path`."""
+        for queue in queues:
+            if len(split_name(queue)) != 1:
+                raise BadArgument(
+                    f"bad name of a queue: name={queue!r} expected=one part; queues stand directly "
+                    "in the endpoint"
+                )
+        write_marker(self._open_directory(), Ready(self.lease.instance, tuple(queues)))
+
+    def renew(self) -> None:
+        """Say that this process still makes progress. Writes and syncs one small file."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        lease = replace(self.lease, renewed_ns=now_ns)
+        write_marker(self._open_directory(), lease)
+        self.lease = lease
+
+    def close(self) -> None:
+        """Take the markers away and give the endpoint up. Queues in it stay. May be repeated."""
+        if self._lock is None:
+            return
+        # READY first: nobody shall open what is about to go.
+        remove_marker(self._directory, Ready.FILE)
+        remove_marker(self._directory, Lease.FILE)
+        self._release()
+
+    def _open_directory(self) -> int:
+        if self._lock is None:
+            raise Closed(f"the endpoint was closed: path='{self.path}'; open it again")
+        return self._directory
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        os.close(self._directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lock is None else f"epoch={self.lease.epoch}"
+        return f"<Endpoint '{self.path}' {state}>"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _take_lock(directory: int, path: str) -> int:
+    descriptor = _open_lock(directory, path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        lease = read_marker(directory, path, Lease)
+        pid = 0 if lease is None else lease.pid
+        raise EndpointActive(
+            f"the endpoint has a live owner: path='{path}' pid={pid}; stop it, or use another name",
+            pid=pid,
+        ) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_locked(directory: int, path: str) -> bool:
+    """Ask about the lock without taking it."""
+    try:
+        descriptor = _open_lock(directory, path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WRITE_LOCK)
+    finally:
+        os.close(descriptor)
+    kind: int = _FLOCK.unpack(found)[0]
+    return kind != fcntl.F_UNLCK
+
+
+def _open_lock(directory: int, path: str, flags: int) -> int:
+    try:
+        return os.open(
+            _LOCK, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise refused(
+            f"{path}/{_LOCK}", f"cannot be opened: {error.strerror}; remove it"
+        ) from error
