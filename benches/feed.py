@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import os
 import time
+from pathlib import Path
 
 import chronicle
 from chronicle.feeds import import_capture
 
 from benches.common import ROOT, Run, median
 
-SAMPLE = ROOT.parent / "shared" / "data" / "iex-deep10-20170425.pcap.gz"
+#: The tests find their samples in the same way.
+SAMPLES = Path(os.environ.get("CHRONICLE_DATA", ROOT.parent / "shared" / "data"))
+SAMPLE = SAMPLES / "iex-deep10-20170425.pcap.gz"
 MESSAGES = 391_999
 
 

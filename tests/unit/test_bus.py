@@ -128,6 +128,11 @@ def test_links_files_and_open_doors_in_place_of_a_directory_are_refused(bus, tmp
     refused(bus, "mode=0722; chmod")
 
 
+def test_a_file_in_place_of_the_bus_is_refused(bus):
+    bus.path.write_text("")
+    refused(bus, "a bus is one")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_belongs_to_somebody_else_is_refused(bus):
     bus.open_endpoint("a").close()

@@ -69,10 +69,13 @@ def open_directory(root: str, parts: tuple[str, ...], *, create: bool = False) -
     FileNotFoundError
         If a part is missing.
     """
-    if create:
-        Path(root).mkdir(0o700, parents=True, exist_ok=True)
     path = os.path.realpath(root)
-    at = os.open(path, _DIRECTORY)
+    try:
+        if create:
+            Path(path).mkdir(0o700, parents=True, exist_ok=True)
+        at = os.open(path, _DIRECTORY)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise refused(path, "is no directory; a bus is one") from error
     try:
         _check_directory(at, path)
         for part in parts:
