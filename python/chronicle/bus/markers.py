@@ -114,7 +114,8 @@ def write_marker(directory: int, marker: Lease | Ready) -> None:
             f"marker too long: file={marker.FILE} bytes={len(data)} max={_BYTES_MAX}; name fewer "
             "queues in one endpoint"
         )
-    hidden = f".{marker.FILE}.{marker.instance}"
+    # Only the owner writes, so one name will do, and nothing piles up where owners are killed.
+    hidden = f".{marker.FILE}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(hidden, flags, 0o600, dir_fd=directory)
     try:
