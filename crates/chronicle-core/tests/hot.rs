@@ -182,7 +182,7 @@ fn options() -> Options {
 }
 
 fn program(table: HandlerTable) -> Program<'static> {
-    Program { table, state: &[0; size_of::<Seen>()], outputs: 2, counters: 1 }
+    Program { table, state: &[0; size_of::<Seen>()], outputs: 2, counters: 1, counters_file: None }
 }
 
 fn seen(hot: &HotThread) -> Seen {

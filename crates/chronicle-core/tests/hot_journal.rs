@@ -97,7 +97,13 @@ impl Scratch {
 }
 
 fn start(cargo: Cargo) -> HotThread {
-    let program = Program { table: table(), state: &[0; STATE_BYTES], outputs: 1, counters: 1 };
+    let program = Program {
+        table: table(),
+        state: &[0; STATE_BYTES],
+        outputs: 1,
+        counters: 1,
+        counters_file: None,
+    };
     let options = Options {
         name: "journal".into(),
         core: None,

@@ -71,7 +71,7 @@ fn open(path: &Path) -> Writer {
 
 fn start(guard: &Arc<Guard>, wait: WaitStrategy, cargo: Cargo) -> HotThread {
     let table = HandlerTable { on_message: Some(copies), ..HandlerTable::default() };
-    let program = Program { table, state: &[0; 64], outputs: 1, counters: 1 };
+    let program = Program { table, state: &[0; 64], outputs: 1, counters: 1, counters_file: None };
     let options = Options {
         name: "quiet".into(),
         core: None,

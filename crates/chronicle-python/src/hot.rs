@@ -19,11 +19,12 @@ use chronicle_core::hot::command::{Ack, Command, What};
 use chronicle_core::hot::guard::Guard;
 use chronicle_core::hot::journal::{COMMAND_BYTES_MAX, ENDED_CLEAN};
 use chronicle_core::hot::log::LogRecord;
-use chronicle_core::hot::meter::State;
+use chronicle_core::hot::meter::{Page, State};
 use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
 use chronicle_core::hot::shared::Shared;
 use chronicle_core::hot::thread::{self, Cargo, HotThread, Options, Program, StartError};
 use chronicle_core::os::clock;
+use chronicle_core::os::fs::Dir;
 use chronicle_core::os::thread::current_id;
 use chronicle_core::queue::provision::{Chores, Endpoint};
 use chronicle_core::sync::Arc;
@@ -33,6 +34,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rtrb::Consumer;
 use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What compiled handlers may call: name and address.
@@ -43,6 +46,14 @@ pub fn hot_symbols(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         out.set_item(name, address)?;
     }
     Ok(out)
+}
+
+/// What somebody needs who reads blocks of a counters file: the words of the status page, which
+/// start at byte 72 of a block, and nanoseconds per tick as a fraction of 2^32.
+#[pyfunction]
+pub fn counters_layout() -> (Vec<&'static str>, u64) {
+    let names = Page::default().words().map(|word| word.0).collect();
+    (names, clock::meter_ns_per_tick_q32())
 }
 
 /// Reports that a guard keeps until they are drained.
@@ -78,6 +89,7 @@ pub struct HotCore {
     state: Mutex<Vec<u8>>,
     outputs: usize,
     counters: usize,
+    counters_file: Option<(PathBuf, String, usize)>,
     options: Settings,
     guard: Arc<Guard>,
     callback: Option<Box<Callback>>,
@@ -140,7 +152,7 @@ impl HotCore {
     #[pyo3(signature = (
         name, addresses, flags, state, outputs, counters, *, callback, core, fifo_priority,
         lock_memory, strict, wait, spin_ns, meter, mode, commit, sources_max, commands_max,
-        log_records, guard
+        log_records, guard, counters_file=None
     ))]
     #[allow(clippy::too_many_arguments)] // All by name, from one place.
     fn new(
@@ -164,6 +176,7 @@ impl HotCore {
         commands_max: usize,
         log_records: usize,
         guard: &str,
+        counters_file: Option<(PathBuf, String, usize)>,
     ) -> PyResult<Self> {
         let meter = match meter {
             "off" => Meter::Off,
@@ -192,6 +205,7 @@ impl HotCore {
             state: Mutex::new(state),
             outputs,
             counters,
+            counters_file,
             options,
             guard,
             callback,
@@ -223,6 +237,13 @@ impl HotCore {
             }
             *life = Life::Changing;
         }
+        let counters_file = match self.open_counters_file() {
+            Ok(file) => file,
+            Err(error) => {
+                *lock(&self.life) = Life::New;
+                return Err(error);
+            }
+        };
         let cargo = match self.load(py, readers, writers, provisioner, journal, journal_head) {
             Ok(cargo) => cargo,
             Err(error) => {
@@ -236,6 +257,7 @@ impl HotCore {
             state: &state,
             outputs: self.outputs,
             counters: self.counters,
+            counters_file,
         };
         let options = self.options();
         match py.detach(|| thread::start(program, options, cargo)) {
@@ -522,6 +544,12 @@ impl HotCore {
         }
     }
 
+    fn open_counters_file(&self) -> PyResult<Option<(File, usize)>> {
+        let Some((directory, name, offset)) = &self.counters_file else { return Ok(None) };
+        let file = Dir::open(directory).and_then(|dir| dir.open_file(name, true));
+        Ok(Some((file.map_err(to_py)?, *offset)))
+    }
+
     fn owner(&self) -> String {
         format!("hot thread '{}'", self.name)
     }
@@ -711,6 +739,7 @@ impl HotCore {
                 Err(bad(what, &found.to_string(), &format!("at most {limit}")))
             }
             StartError::Journal(error) => Err(to_py(error)),
+            StartError::Counters(error) => Err(error.into()),
             StartError::Spawn(error) => Err(error.into()),
         }
     }

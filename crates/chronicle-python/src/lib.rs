@@ -40,7 +40,7 @@ mod _core {
         fanin::FanInReader,
         floor::Floor,
         guard::GuardTrial,
-        hot::{HotCore, hot_symbols},
+        hot::{HotCore, counters_layout, hot_symbols},
         hot_replay::Replay,
         message::{Message, Run},
         provision::Provisioner,

@@ -16,10 +16,12 @@ Importing this package costs neither NumPy nor Numba; compiling does.
 #   system_calls, symbols, kernel   names of calls and of code, the kernel's counts
 #   guard                           reports of system calls that a hot thread made
 #   program, acks, meter            what a thread runs, what it answers, what it shows
+#   counters                        the same for other processes, in a mapped file
 #   thread                          `HotThread`, the sidecar's side of a hot thread
 
 from __future__ import annotations
 
+from chronicle.hot.counters import CountersFile, read_counters
 from chronicle.hot.events import SourceAdded, SourceGap, SourceRemoved
 from chronicle.hot.functions import mix64, symbol_key
 from chronicle.hot.handler import Counter, Handler, HandlerLog, Output
@@ -32,6 +34,7 @@ __all__ = [
     "SOURCE_NONE",
     "Cells",
     "Counter",
+    "CountersFile",
     "Handler",
     "HandlerLog",
     "Info",
@@ -43,6 +46,7 @@ __all__ = [
     "Table",
     "mix64",
     "on",
+    "read_counters",
     "symbol_key",
     "table",
 ]

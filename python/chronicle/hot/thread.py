@@ -49,6 +49,7 @@ from chronicle.hot.program import Program, as_program, handler_path
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
+    from chronicle.hot.counters import CountersFile
     from chronicle.queue import QueueReader, QueueWriter
 
 __all__ = ["HotThread"]
@@ -121,6 +122,8 @@ class HotThread:
         A state record to start with instead of the handler's initial one.
     provisioner
         Serves the readers and writers that have none; by default one of its own.
+    counters_file
+        Takes the thread's counts, so that other processes can look at them.
 
     Examples
     --------
@@ -163,6 +166,7 @@ class HotThread:
         journal: QueueWriter | None = None,
         state: Any = None,
         provisioner: Provisioner | None = None,
+        counters_file: CountersFile | None = None,
     ) -> None:
         self._program: Program = as_program(handler)
         self._handler_path = handler_path(handler)
@@ -185,6 +189,9 @@ class HotThread:
         self._journal = journal
         self._provisioner = provisioner
         self._own_provisioner: Provisioner | None = None
+        self._counters_file = counters_file
+        #: Its block of the counters file.
+        self.counters_block = None if counters_file is None else counters_file.claim()
         self._core = HotCore(
             self.name,
             program.addresses,
@@ -206,6 +213,7 @@ class HotThread:
             commands_max=commands_max,
             log_records=log_records,
             guard=guard,
+            counters_file=self._counters_place(),
         )
         self._log = logging.getLogger(f"chronicle.hot.{self.name}")
         self._tickets = itertools.count(1)
@@ -356,6 +364,8 @@ class HotThread:
             if lost:
                 self._log.warning("%s commands were sent but not taken", len(lost))
             self._close_provisioner()
+            if self._counters_file is not None and self.counters_block is not None:
+                self._counters_file.release(self.counters_block)
             if failure is not None:
                 self._failure = self._failed(failure)
                 self._log.error("%s", self._failure)
@@ -789,6 +799,11 @@ class HotThread:
                 "pass a state of the same handler"
             )
         return data
+
+    def _counters_place(self) -> tuple[str, str, int] | None:
+        if self._counters_file is None or self.counters_block is None:
+            return None
+        return self._counters_file.place_of(self.counters_block)
 
     def _output(self, name: str) -> int:
         outputs = self._program.outputs

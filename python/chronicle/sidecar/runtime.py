@@ -28,6 +28,7 @@ from chronicle.sidecar import affinity
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
 if TYPE_CHECKING:
+    from chronicle.hot.counters import CountersFile
     from chronicle.queue import Provisioner, Start, StrPath
     from chronicle.sidecar.cursors import CursorFlush
     from chronicle.sidecar.discovery import Discovery, OnChange
@@ -748,6 +749,22 @@ class Sidecar:
         metrics = Metrics(self, port=port, address=address, queues=queues)
         self.add_service(metrics.service(name))
         return metrics
+
+    def publish_counters(
+        self, counters: CountersFile, *, interval_s: float = 0.5, name: str = "counters"
+    ) -> Service:
+        """Keep the sidecar's half of a counters file up to date; the hot threads write theirs.
+
+        Parameters
+        ----------
+        counters
+            The file that the hot threads were made with (``counters_file=``).
+        interval_s
+            How often; at least 0.05.
+        """
+        from chronicle.sidecar.telling import Telling
+
+        return self.add_service(Telling(self, counters, interval_s=interval_s).service(name))
 
     # --- Services ---
 

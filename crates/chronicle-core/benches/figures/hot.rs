@@ -89,7 +89,7 @@ fn hot(
 ) -> HotThread {
     let table = HandlerTable { flags, on_message: Some(on_message), ..HandlerTable::default() };
     let state = [0; size_of::<State>()];
-    let program = Program { table, state: &state, outputs: 1, counters: 1 };
+    let program = Program { table, state: &state, outputs: 1, counters: 1, counters_file: None };
     let options = Options {
         name: "figures".into(),
         core: Some(0),
@@ -213,7 +213,7 @@ fn idle_ticks(run: &Run, queue: &Scratch, sources: usize, meter: Meter) -> f64 {
 fn poll_ticks(run: &Run) -> f64 {
     let (_sender, receiver) = chronicle_core::hot::command::commands(
         64,
-        chronicle_core::sync::Arc::default(),
+        chronicle_core::hot::block::Parts::on_heap(0).page,
         &mut Vec::new(),
     );
     let rounds = run.size(1 << 22, 1 << 10);

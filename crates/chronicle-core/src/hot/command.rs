@@ -9,11 +9,11 @@
 //! P3): rtrb's Release store of its tail is the commit, its Acquire load of it the last look.
 
 use crate::error::{Error, GapReason};
+use crate::hot::block::Placed;
 use crate::hot::meter::Page;
 use crate::hot::thread::Range;
 use crate::queue::reader::Reader;
 use crate::queue::writer::Writer;
-use crate::sync::Arc;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::collections::VecDeque;
 
@@ -115,7 +115,7 @@ pub enum Ack {
 /// The sidecar's end of the command ring. One thread at a time.
 pub struct CommandSender {
     ring: Producer<Command>,
-    page: Arc<Page>,
+    page: Placed<Page>,
     capacity: usize,
 }
 
@@ -159,7 +159,7 @@ pub(crate) fn faulted_in<T>(
 /// The command ring, all its memory faulted in and noted in `ranges`.
 pub fn commands(
     capacity: usize,
-    page: Arc<Page>,
+    page: Placed<Page>,
     ranges: &mut Vec<Range>,
 ) -> (CommandSender, Consumer<Command>) {
     let blank = || Command { ticket: 0, sent_ns: 0, what: What::Stop };

@@ -5,8 +5,8 @@
 //! load of a thread-local word. What does not go through that allocator (a handler in C that calls
 //! `malloc`) is not seen.
 
+use crate::hot::block::Placed;
 use crate::hot::meter::{Page, Word};
-use crate::sync::Arc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 
@@ -19,14 +19,14 @@ thread_local! {
 /// Counts this thread's use of the heap in a status page, while it lives.
 pub struct Counted {
     /// Held, so that the word stays where it is even if this is forgotten.
-    page: Arc<Page>,
+    page: Placed<Page>,
     /// Belongs to the thread.
     not_send: std::marker::PhantomData<*const ()>,
 }
 
 impl Counted {
     /// The page is this thread's: it is the one writer.
-    pub fn new(page: Arc<Page>) -> Self {
+    pub fn new(page: Placed<Page>) -> Self {
         COUNTER.set(&raw const page.allocations);
         Self { page, not_send: std::marker::PhantomData }
     }

@@ -3,10 +3,10 @@
 //! The ring is the crate rtrb's: one producer, the hot thread, and one consumer. When it is full,
 //! the record is dropped and counted: a slow drain costs log lines, never time.
 
+use crate::hot::block::Placed;
 use crate::hot::command;
 use crate::hot::meter::Page;
 use crate::hot::thread::Range;
-use crate::sync::Arc;
 use rtrb::{Consumer, Producer};
 
 /// Arguments of one record.
@@ -58,14 +58,14 @@ impl LogRecord {
 /// The hot thread's end.
 pub struct LogWriter {
     ring: Producer<LogRecord>,
-    page: Arc<Page>,
+    page: Placed<Page>,
 }
 
 impl LogWriter {
     /// A ring for so many records, all its memory faulted in and noted in `ranges`.
     pub fn new(
         records: usize,
-        page: Arc<Page>,
+        page: Placed<Page>,
         ranges: &mut Vec<Range>,
     ) -> (Self, Consumer<LogRecord>) {
         let (ring, consumer) = command::faulted_in(records, LogRecord::default, ranges);

@@ -14,7 +14,6 @@
 //! - M2: `state` Release store in [`Page::set_state`] -> Acquire load in [`Page::state`]. Who sees
 //!   a state sees what was written before it was reached.
 
-use crate::hot::thread::Range;
 use crate::os::{clock, futex};
 use crate::protocol::{Doorbell, Strong};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -140,6 +139,12 @@ page! {
     started_ns,
 }
 
+const _: () = {
+    assert!(size_of::<Page>() == 4096);
+    assert!(std::mem::offset_of!(Page, state) == 64);
+    assert!(std::mem::offset_of!(Page, turns) == 72);
+};
+
 #[repr(C, align(64))]
 struct Asked {
     stop: AtomicU32,
@@ -205,14 +210,20 @@ const LINEAR_SHIFT: u32 = LINEAR.trailing_zeros();
 pub const BUCKETS: usize = (64 - LINEAR_SHIFT as usize + 1) * LINEAR as usize;
 
 /// Counts of ticks, each bucket 3 % wide.
+#[repr(C, align(64))]
 pub struct Histogram {
-    counts: Box<[Word]>,
-    max: Word,
+    max: Max,
+    counts: [Word; BUCKETS],
 }
+
+/// The highest value, on a line of its own.
+#[repr(C, align(64))]
+#[derive(Default)]
+struct Max(Word);
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: (0..BUCKETS).map(|_| Word::default()).collect(), max: Word::default() }
+        Self { max: Max::default(), counts: std::array::from_fn(|_| Word::default()) }
     }
 }
 
@@ -244,24 +255,19 @@ impl Histogram {
     #[inline(always)]
     pub fn record(&self, value: u64) {
         self.counts[bucket_of(value)].add(1);
-        if value > self.max.get() {
-            self.max.set(value);
+        if value > self.max.0.get() {
+            self.max.0.set(value);
         }
     }
 
     /// The buckets that are not empty (highest value in nanoseconds, count), lowest first, and the
     /// highest value. Disturbs nobody.
     pub fn snapshot(&self) -> (Vec<(u64, u64)>, u64) {
-        let max = self.max.get();
+        let max = self.max.0.get();
         let counts = self.counts.iter().map(Word::get).enumerate().filter(|&(_, count)| count > 0);
         let buckets =
             counts.map(|(bucket, count)| (nanoseconds(bucket_high(bucket).min(max)), count));
         (buckets.collect(), nanoseconds(max))
-    }
-
-    /// Where the counts are.
-    pub fn range(&self) -> Range {
-        Range(self.counts.as_ptr().cast(), size_of_val(&*self.counts))
     }
 }
 

@@ -24,7 +24,7 @@
 //! - [`abi`]: the C ABI between loop and handler; what compiled code may rely on.
 //! - `services`: what a handler reaches through its context: outputs, log, clock.
 //! - [`run`]: the loop. [`thread`]: starting it, stopping it, getting everything back.
-//! - [`command`], [`log`], [`meter`], [`shared`]: the channels.
+//! - [`command`], [`log`], [`meter`], [`shared`]: the channels. [`block`]: where the counts live.
 //! - [`journal`], [`replay`], [`rerun`], [`capture`]: every input written down, given to a handler
 //!   once more, and what it publishes compared.
 //! - [`guard`]: tells of every system call that the thread makes, or refuses it.
@@ -34,6 +34,7 @@
 //! `docs/internals/hot-thread.md`.
 
 pub mod abi;
+pub mod block;
 pub mod capture;
 pub mod command;
 pub mod failure;

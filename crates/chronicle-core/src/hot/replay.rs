@@ -4,6 +4,7 @@
 //! into ordinary writers. Nothing here knows where inputs come from.
 
 use crate::hot::abi::*;
+use crate::hot::block::Parts;
 use crate::hot::capture::Capture;
 use crate::hot::failure::{Cause, During, Failure};
 use crate::hot::journal::*;
@@ -35,9 +36,9 @@ impl Replay {
         outputs: Vec<Option<Writer>>,
         log_records: usize,
     ) -> Self {
-        let shared = Arc::new(Shared::new(state, counters));
-        let page = Arc::clone(&shared.page);
-        let (log, logs) = LogWriter::new(log_records, Arc::clone(&page), &mut Vec::new());
+        let shared = Arc::new(Shared::new(state, Parts::on_heap(counters)));
+        let page = shared.page.clone();
+        let (log, logs) = LogWriter::new(log_records, page.clone(), &mut Vec::new());
         let mut services = Box::new(Services::new(outputs.len(), true, log, page));
         services.outputs = outputs;
         let context = Context {

@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use crate::hot::abi::Context;
+use crate::hot::block::Placed;
 use crate::hot::capture::Capture;
 use crate::hot::log::LogWriter;
 use crate::hot::meter::Page;
@@ -58,11 +59,11 @@ pub struct Services {
     /// Set while a batched handler is called with a record.
     pub(super) current: Option<Current>,
     log: LogWriter,
-    page: Arc<Page>,
+    page: Placed<Page>,
 }
 
 impl Services {
-    pub fn new(outputs: usize, uses_clock: bool, log: LogWriter, page: Arc<Page>) -> Self {
+    pub fn new(outputs: usize, uses_clock: bool, log: LogWriter, page: Placed<Page>) -> Self {
         Self {
             outputs: std::iter::repeat_with(|| None).take(outputs).collect(),
             clock: Clock::new(),

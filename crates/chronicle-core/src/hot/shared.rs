@@ -1,10 +1,11 @@
 //! What a hot thread and its sidecar both see: the status page, the histograms, the handler's
 //! counters and its state.
 
-use crate::hot::meter::{Histogram, Page, Word};
+use crate::hot::block::Parts;
 use crate::hot::thread::Range;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::Deref;
 
 /// A handler's state: one record, aligned to a cache line. The handler stores into it by address.
 pub struct StateRecord {
@@ -73,36 +74,26 @@ impl Drop for StateRecord {
 
 /// See the module's header.
 pub struct Shared {
-    pub page: Arc<Page>,
-    /// From one turn's start to the next.
-    pub loop_gap: Histogram,
-    /// What handler calls take.
-    pub handler_time: Histogram,
-    /// The handler's own counters: single-writer words.
-    pub counters: Box<[Word]>,
+    pub counts: Parts,
     pub state: StateRecord,
 }
 
 impl Shared {
-    pub fn new(state: &[u8], counters: usize) -> Self {
-        Self {
-            page: Arc::default(),
-            loop_gap: Histogram::default(),
-            handler_time: Histogram::default(),
-            counters: (0..counters).map(|_| Word::default()).collect(),
-            state: StateRecord::new(state),
-        }
+    pub fn new(state: &[u8], counts: Parts) -> Self {
+        Self { counts, state: StateRecord::new(state) }
     }
 
     /// What the loop stores into, to be kept in place.
     pub fn ranges(&self) -> Vec<Range> {
-        let page: *const Page = &*self.page;
-        vec![
-            Range(page.cast(), size_of::<Page>()),
-            self.loop_gap.range(),
-            self.handler_time.range(),
-            Range(self.counters.as_ptr().cast(), size_of_val(&*self.counters)),
-            self.state.range(),
-        ]
+        vec![self.counts.range(), self.state.range()]
+    }
+}
+
+impl Deref for Shared {
+    type Target = Parts;
+
+    #[inline(always)]
+    fn deref(&self) -> &Parts {
+        &self.counts
     }
 }

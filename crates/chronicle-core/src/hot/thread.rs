@@ -15,12 +15,13 @@ use crate::hot::meter::State;
 use crate::hot::run::{Ended, Loop, LoopOptions, Parts};
 use crate::hot::services::Services;
 use crate::hot::shared::Shared;
-use crate::hot::{HandlerTable, abi};
+use crate::hot::{HandlerTable, abi, block};
 use crate::os::{clock, process, thread};
 use crate::queue::reader::Reader;
 use crate::queue::writer::Writer;
 use crate::sync::Arc;
 use rtrb::Consumer;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -53,6 +54,8 @@ pub struct Program<'a> {
     pub state: &'a [u8],
     pub outputs: usize,
     pub counters: usize,
+    /// A block of a counters file, by its offset, for the counts; otherwise they are on the heap.
+    pub counters_file: Option<(File, usize)>,
 }
 
 /// What is handed to the thread, and comes back.
@@ -75,6 +78,8 @@ pub enum StartError {
         limit: usize,
     },
     Journal(Error),
+    /// The block of the counters file cannot be mapped.
+    Counters(std::io::Error),
     Spawn(std::io::Error),
     /// `on_start` failed.
     Failed(Failure),
@@ -115,6 +120,10 @@ pub fn start(
     if let Err(error) = check(&program, &options, &cargo) {
         return Err(not_started(error, cargo));
     }
+    let counts = match place_counts(&program) {
+        Ok(counts) => counts,
+        Err(error) => return Err(not_started(StartError::Counters(error), cargo)),
+    };
     let Cargo { readers, writers, journal } = cargo;
     let journal = match journal.map(|(writer, head)| Journal::begin(writer, &head)).transpose() {
         Ok(journal) => journal,
@@ -124,12 +133,12 @@ pub fn start(
             return Err(not_started(StartError::Journal(error), cargo));
         }
     };
-    let shared = Arc::new(Shared::new(program.state, program.counters));
-    let page = Arc::clone(&shared.page);
+    let shared = Arc::new(Shared::new(program.state, counts));
+    let page = shared.page.clone();
     page.set_state(State::Starting);
     let mut ranges = shared.ranges();
-    let (log, logs) = LogWriter::new(options.log_records, Arc::clone(&page), &mut ranges);
-    let (commands, taken) = command::commands(options.commands_max, Arc::clone(&page), &mut ranges);
+    let (log, logs) = LogWriter::new(options.log_records, page.clone(), &mut ranges);
+    let (commands, taken) = command::commands(options.commands_max, page.clone(), &mut ranges);
     let (ack_sender, acks) =
         command::acks(2 * options.commands_max, options.run.sources_max, &mut ranges);
     // Under a journal what is published must be a function of what is written down.
@@ -173,10 +182,21 @@ pub fn start(
     hot.check_started()
 }
 
+fn place_counts(program: &Program<'_>) -> std::io::Result<block::Parts> {
+    match &program.counters_file {
+        Some((file, offset)) => block::Parts::in_file(file, *offset, program.counters),
+        None => Ok(block::Parts::on_heap(program.counters)),
+    }
+}
+
 fn check(program: &Program<'_>, options: &Options, cargo: &Cargo) -> Result<(), StartError> {
     let (found, limit) = (cargo.readers.len(), options.run.sources_max);
     if found > limit {
         return Err(StartError::TooMany { what: "readers", found, limit });
+    }
+    let (found, limit) = (program.counters, block::COUNTERS_MAX);
+    if found > limit {
+        return Err(StartError::TooMany { what: "counters", found, limit });
     }
     let highest = cargo.writers.iter().map(|w| w.0 as usize + 1).max().unwrap_or(0);
     if highest > program.outputs {
@@ -263,7 +283,7 @@ fn live(run: &mut Loop, shared: &Arc<Shared>) {
         return;
     }
     let Some(guarded) = run.arm() else { return };
-    let counted = Counted::new(Arc::clone(&shared.page));
+    let counted = Counted::new(shared.page.clone());
     shared.page.set_state(State::Running);
     // Reports read the stack for return addresses: none of before.
     thread::clear_stack();

@@ -1,0 +1,205 @@
+"""The counters file: what one process stores, any other reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chronicle
+import pytest
+from chronicle.errors import BadArgument, DecodeError
+from chronicle.hot import Counter, CountersFile, Handler, read_counters
+from chronicle.hot.counters import describe
+from chronicle.message import MessageBase, i64
+
+from tests.sidecar_support import eventually
+
+
+@chronicle.message(1)
+class Tick(MessageBase):
+    price: i64
+
+
+class Tally(Handler):
+    ticks: Counter
+    total: Counter
+
+    @chronicle.on(Tick)
+    def tick(self, tick: Tick) -> None:
+        self.ticks.add(1)
+        self.total.add(tick.price)
+
+
+@pytest.fixture
+def counters(tmp_path: Path) -> CountersFile:
+    return CountersFile.create(tmp_path / "COUNTERS")
+
+
+def run_some(tmp_path: Path, counters: CountersFile, count: int = 100) -> chronicle.HotThread:
+    queue = tmp_path / f"ticks-{time.monotonic_ns()}"
+    with chronicle.Queue.open_publisher(queue, segment_bytes=1 << 16) as writer:
+        for price in range(count):
+            writer.publish(Tick(price=price))
+        reader = chronicle.Queue.open_subscriber(queue, "tally")
+        hot = chronicle.HotThread(
+            Tally(), readers=[reader], wait="sleep", counters_file=counters, meter="full"
+        ).start()
+        eventually(lambda: hot.counters["ticks"] == count)
+    return hot
+
+
+def test_what_the_file_tells_is_what_the_thread_tells(
+    tmp_path: Path, counters: CountersFile
+) -> None:
+    hot = run_some(tmp_path, counters)
+    hot.stop()
+    counters.publish({"threads": [describe(hot)]})
+    (thread,) = read_counters(counters.path).threads
+    status = hot.status
+    assert (thread.name, thread.state) == ("Tally", "stopped")
+    assert thread.counters == {"ticks": 100, "total": 4950}
+    assert thread.words["messages"] == status.messages == 100
+    assert {name: getattr(status, name) for name in thread.words} == thread.words
+    assert thread.loop_gap == hot.loop_gap
+    assert thread.handler_time == hot.handler_time
+    assert thread.handler_time.count >= 100
+    assert thread.about["guard_seen"] == status.guard_seen
+
+
+def test_another_process_reads_it_after_its_owner_was_killed(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, chronicle
+from chronicle.hot import CountersFile, Handler
+from chronicle.hot.counters import describe
+counters = CountersFile.create({str(tmp_path / "COUNTERS")!r})
+hot = chronicle.HotThread(lambda message: None, name="gone", counters_file=counters).start()
+while hot.status.turns < 1000:
+    pass
+counters.publish({{"threads": [describe(hot)]}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+    assert done.returncode == -9
+    found = read_counters(tmp_path / "COUNTERS")
+    assert found.threads[0].name == "gone"
+    assert found.threads[0].state == "running"
+    assert found.threads[0].words["turns"] >= 1000
+
+
+def test_each_thread_has_a_block_of_its_own_and_gives_it_back(
+    tmp_path: Path, counters: CountersFile
+) -> None:
+    threads = [run_some(tmp_path, counters, count) for count in (3, 5)]
+    counters.publish({"threads": [describe(hot) for hot in threads]})
+    found = read_counters(counters.path).threads
+    assert [thread.counters["ticks"] for thread in found] == [3, 5]
+    assert threads[0].counters_block != threads[1].counters_block
+    for hot in threads:
+        hot.stop()
+    for _ in range(62):
+        counters.claim()
+    again = run_some(tmp_path, counters, 2)
+    assert again.counters == {"ticks": 2, "total": 1}, "the block was emptied"
+    counters.claim()
+    with pytest.raises(BadArgument, match="no block left"):
+        counters.claim()
+    again.stop()
+
+
+def test_a_new_life_replaces_the_file_and_the_old_view_stays(
+    tmp_path: Path, counters: CountersFile
+) -> None:
+    first = read_counters(counters.path)
+    again = CountersFile.create(counters.path)
+    counters.publish({"of": "the old one"})
+    second = read_counters(again.path)
+    assert first.instance != second.instance
+    assert "of" not in second.document
+    assert [entry.name for entry in tmp_path.iterdir()] == ["COUNTERS"]
+
+
+def test_a_document_is_whole_whenever_one_looks(counters: CountersFile) -> None:
+    for number in range(50):
+        counters.publish({"number": number, "text": "x" * (number * 997 % 50_000)})
+        assert read_counters(counters.path).document["number"] == number
+
+
+def test_a_document_that_was_torn_gives_the_one_before(counters: CountersFile) -> None:
+    counters.publish({"number": 1})
+    counters.publish({"number": 2})
+    data = bytearray(counters.path.read_bytes())
+    newest = data.index(b'"number": 2')
+    data[newest] ^= 1
+    counters.path.write_bytes(data)
+    assert read_counters(counters.path).document["number"] == 1
+
+
+def test_too_long_a_document_is_refused_and_the_last_one_stays(counters: CountersFile) -> None:
+    counters.publish({"number": 1})
+    with pytest.raises(BadArgument, match="document too long"):
+        counters.publish({"text": "x" * 200_000})
+    assert read_counters(counters.path).document["number"] == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data[:-1], id="short"),
+        pytest.param(lambda data: b"X" + data[1:], id="magic"),
+        pytest.param(lambda data: data[:8] + b"\x02" + data[9:], id="version"),
+        pytest.param(lambda data: data[:12] + b"\xff" * 4 + data[16:], id="blocks"),
+        pytest.param(lambda data: data[:4096] + bytes(len(data) - 4096), id="no document"),
+        pytest.param(lambda data: data[:4096] + b"\xff" * (len(data) - 4096), id="all ones"),
+    ],
+)
+def test_what_is_no_counters_file_is_refused(counters: CountersFile, damage: object) -> None:
+    assert callable(damage)
+    counters.path.write_bytes(damage(counters.path.read_bytes()))
+    with pytest.raises(DecodeError, match="counters file"):
+        read_counters(counters.path)
+
+
+def test_a_document_that_lies_of_blocks_is_not_followed(counters: CountersFile) -> None:
+    about = [
+        {"block": 10**9, "name": "far", "counters": ["a"]},
+        {"block": "4", "name": "text"},
+        "nothing",
+        {"block": 4, "name": "near", "counters": ["a"] * 100_000},
+    ]
+    about[3]["counters"] = ["a", "b"]  # type: ignore[index]
+    counters.publish({"threads": about})
+    found = read_counters(counters.path)
+    assert [(t.name, t.state, t.counters) for t in found.threads] == [
+        ("near", "new", {"a": 0, "b": 0})
+    ]
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(
+    tmp_path: Path, counters: CountersFile
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(counters.path)
+    with pytest.raises(OSError, match="symbolic links"):
+        read_counters(link)
+
+
+def test_the_sidecar_tells_names_and_health(tmp_path: Path, counters: CountersFile) -> None:
+    with chronicle.Sidecar() as sidecar:
+        hot = chronicle.HotThread(Tally(), wait="sleep", counters_file=counters)
+        sidecar.attach(hot)
+        sidecar.publish_counters(counters, interval_s=0.05)
+        eventually(lambda: len(read_counters(counters.path).threads) == 1)
+        found = read_counters(counters.path)
+        assert found.pid == os.getpid()
+        assert found.threads[0].state in ("running", "parked")
+        assert found.document["services"]["hot Tally"]["state"] == "running"
+    assert read_counters(counters.path).threads[0].state == "stopped"
+
+
+def test_an_interval_that_would_only_burn_time_is_refused(counters: CountersFile) -> None:
+    with chronicle.Sidecar() as sidecar, pytest.raises(BadArgument, match="interval_s"):
+        sidecar.publish_counters(counters, interval_s=0.0)
