@@ -145,3 +145,18 @@ def test_short_forms_of_annotations_mean_the_same():
         last: chars[8]  # type: ignore[type-arg, valid-type]
 
     assert Short.SPEC.state == Ewma.SPEC.state
+
+
+WIDTH = 4
+
+
+class Limited(Handler):
+    """A base in a module where `WIDTH` is 4."""
+
+    cells: Annotated[Cells[int], Array(i64, WIDTH)]
+
+
+def test_names_in_a_base_mean_what_they_meant_there():
+    space: dict[str, Any] = {"WIDTH": 9, "Limited": Limited, "__name__": __name__}
+    exec("class Derived(Limited):\n    pass", space)
+    assert len(space["Derived"]().cells) == WIDTH == 4

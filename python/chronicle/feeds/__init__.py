@@ -10,6 +10,8 @@ Layout of this package, from the bytes up:
 - `iex`, `mold`, `itch`, `binance` (with `decimals`): one feed each; the message classes are here.
 - `type_ids`, `catalog`: the number space, the table of all classes, recognizing a file.
 - `capture`: `import_capture`, which puts it all together.
+- `stream`: where a queue of feed messages stands in its feed.
+- `books`, `snapshot`: order books in a handler's state, and how late joiners come by them.
 - `generate`: a made-up market, for demos and tests.
 
 Importing this package imports NumPy.

@@ -175,6 +175,8 @@ class HandlerSpec(NamedTuple):
         Method names by ``idle``, ``start`` and ``stop``.
     defaults
         Of state fields that have one.
+    hints
+        Every annotation of the class and its bases, evaluated.
     """
 
     cls: type
@@ -186,6 +188,7 @@ class HandlerSpec(NamedTuple):
     entries: tuple[Entry, ...]
     hooks: dict[str, str]
     defaults: dict[str, Any]
+    hints: dict[str, Any]
 
     def field(self, name: str) -> StateField | None:
         """Return a field of the state by name."""
@@ -213,7 +216,7 @@ def read_spec(
     TypeError
         If the class says something that cannot be.
     """
-    hints = get_type_hints(cls, localns=local_names, include_extras=True)
+    hints = _hints(cls, local_names)
     inherited = get_type_hints(base, include_extras=True)
     reserved = frozenset(dir(base)) | inherited.keys()
     outputs: list[str] = []
@@ -243,7 +246,30 @@ def read_spec(
         entries,
         hooks,
         defaults,
+        hints,
     )
+
+
+def _hints(cls: type, local_names: dict[str, Any]) -> dict[str, Any]:
+    """Return the annotations of a class, each read where it was written.
+
+    A name that a base class used means what it meant there, whatever the module of the derived
+    class calls by that name; so the hints of a base are those that it was made with.
+    """
+    found: dict[str, Any] = {}
+    for parent in reversed(cls.__mro__):
+        known: HandlerSpec | None = parent.__dict__.get("SPEC")
+        if known is not None:
+            found |= known.hints
+        elif parent is cls:
+            # `inspect`, which would read them too, costs more than all of this package.
+            written = parent.__dict__.get("__annotations__", {})  # noqa: RUF063
+            space = {"__annotations__": written, "__module__": parent.__module__}
+            own = type(parent.__name__, (), space)
+            found |= get_type_hints(own, localns=local_names, include_extras=True)
+        elif parent is not object:
+            found |= get_type_hints(parent, localns=local_names, include_extras=True)
+    return found
 
 
 _NONE: Final = object()
