@@ -10,6 +10,7 @@ than everything else together.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
@@ -36,6 +37,7 @@ __all__ = [
     "Start",
     "apply_retention",
     "inspect",
+    "read_queue_id",
     "remove_reader",
     "verify",
 ]
@@ -53,6 +55,44 @@ Wait: TypeAlias = Literal["spin", "hybrid", "sleep"]
 Start: TypeAlias = "Literal['resume', 'earliest', 'latest'] | int | dt.datetime"
 
 _U64_MAX = (1 << 64) - 1
+
+
+_CONTROL_BYTES = 4096
+_CONTROL_MAGIC = b"CHRNCTL1"
+#: Where the count of writers stands that ever opened the queue.
+_CONTROL_EPOCH = 128
+
+
+def read_queue_id(control: str, *, directory: int | None = None) -> str | None:
+    """Read a queue's id from its control file: who has another id is another queue.
+
+    A few system calls, whatever is there; never waits. An empty text: the queue is there, and no
+    writer has opened it yet, so there is no segment to read. ``None``: no queue, or not ours to
+    read.
+
+    Parameters
+    ----------
+    control
+        Path of the file.
+    directory
+        Descriptor of the directory that the path is relative to.
+    """
+    try:
+        # Not blocking: somebody may have put a pipe there.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(control, flags, dir_fd=directory)
+    except OSError:
+        return None
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode) or state.st_size != _CONTROL_BYTES:
+            return None
+        head = os.pread(descriptor, _CONTROL_EPOCH + 8, 0)
+    finally:
+        os.close(descriptor)
+    if head[:8] != _CONTROL_MAGIC:
+        return None
+    return head[16:32].hex() if any(head[_CONTROL_EPOCH:]) else ""
 
 
 def start_as_pair(start: Start) -> tuple[str, int]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
+from chronicle.bus.lock import is_locked, take_lock
 from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
-from chronicle.bus.names import open_directory, refused, split_name
-from chronicle.errors import BadArgument, Closed, EndpointActive
+from chronicle.bus.names import open_directory, split_name
+from chronicle.bus.readiness import Readiness
+from chronicle.errors import BadArgument, Closed
 
 __all__ = ["Bus", "Endpoint", "Status"]
-
-_LOCK: Final = "LOCK"
-#: ``struct flock`` of 64-bit Linux: type, whence, start, length, pid.
-_FLOCK: Final = struct.Struct("@hhqqi4x")
-_WRITE_LOCK: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class Bus:
                 # The lock last: an owner that ends in between is reported as dead.
                 lease = read_marker(directory, path, Lease)
                 ready = read_marker(directory, path, Ready)
-                is_held = _is_locked(directory, path)
+                is_held = is_locked(directory, path)
         except FileNotFoundError:
             return Status("absent", "missing", False, None)
         if lease is None:
@@ -108,6 +103,11 @@ class Bus:
         if lease.boot != _boot_id() or age_ns > lease.valid_ns:
             return Status("stalled", "heartbeat stale", is_ready, lease)
         return Status("alive", "", is_ready, lease)
+
+    @property
+    def readiness(self) -> Readiness:
+        """Which queues are ready, for `Sidecar.watch` and `Sidecar.discover`."""
+        return Readiness(str(self.path))
 
     def __repr__(self) -> str:
         return f"Bus('{self.path}')"
@@ -137,7 +137,7 @@ class Endpoint:
         with open_directory(str(bus.path), parts, create=True) as directory:
             self._directory = os.dup(directory)
         try:
-            self._lock = _take_lock(self._directory, str(self.path))
+            self._lock = take_lock(self._directory, str(self.path))
             self.lease = self._begin(int(valid_s * 1e9))
         except BaseException:
             self._release()
@@ -208,48 +208,3 @@ class Endpoint:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _take_lock(directory: int, path: str) -> int:
-    descriptor = _open_lock(directory, path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WRITE_LOCK)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        lease = read_marker(directory, path, Lease)
-        pid = 0 if lease is None else lease.pid
-        raise EndpointActive(
-            f"the endpoint has a live owner: path='{path}' pid={pid}; stop it, or use another name",
-            pid=pid,
-        ) from error
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _is_locked(directory: int, path: str) -> bool:
-    """Ask about the lock without taking it."""
-    try:
-        descriptor = _open_lock(directory, path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WRITE_LOCK)
-    finally:
-        os.close(descriptor)
-    kind: int = _FLOCK.unpack(found)[0]
-    return kind != fcntl.F_UNLCK
-
-
-def _open_lock(directory: int, path: str, flags: int) -> int:
-    try:
-        return os.open(
-            _LOCK, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=directory
-        )
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise refused(
-            f"{path}/{_LOCK}", f"cannot be opened: {error.strerror}; remove it"
-        ) from error

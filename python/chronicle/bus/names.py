@@ -12,7 +12,7 @@ from typing import Final
 
 from chronicle.errors import BadArgument, BusRefused
 
-__all__ = ["MARKERS", "open_directory", "refused", "split_name"]
+__all__ = ["MARKERS", "open_below", "open_directory", "refused", "split_name"]
 
 #: Names of files that the bus itself puts into an endpoint.
 MARKERS: Final = frozenset({"LOCK", "LEASE", "READY"})
@@ -90,6 +90,17 @@ def open_directory(root: str, parts: tuple[str, ...], *, create: bool = False) -
         yield at
     finally:
         os.close(at)
+
+
+@contextlib.contextmanager
+def open_below(at: int, part: str, path: str) -> Iterator[int]:
+    """Open one more directory, as `open_directory` does, and close it in the end."""
+    descriptor = _open_below(at, part, path)
+    try:
+        _check_directory(descriptor, path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _open_below(at: int, part: str, path: str) -> int:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from chronicle.sidecar.handover import Admission
 from chronicle.sidecar.mirror import Mirror, MirrorStatus
 from chronicle.sidecar.restore import RestoreReport, restore
 from chronicle.sidecar.runtime import ShutdownReport, Sidecar
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State
 
 __all__ = [
+    "Admission",
     "Backoff",
     "Health",
     "Mirror",

@@ -15,12 +15,15 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from chronicle.sidecar.scan import DirectoryId, Found, Look, Pattern, Readiness, queue_identity
 from chronicle.sidecar.supervise import Service
 from chronicle.sidecar.workers import in_worker
 from chronicle.values import Value
+
+if TYPE_CHECKING:
+    import asyncinotify
 
 __all__ = ["Appeared", "Change", "Discovery", "Ledger", "OnChange", "Ready", "Vanished"]
 
@@ -32,6 +35,8 @@ _REST = 2.0
 _REST_MIN_S = 0.0005
 #: First pause for queues that are about to be ready; it doubles.
 _ALMOST_S = 0.0005
+#: So often to look, at growing pauses, after somebody has closed a file that matters.
+_CLOSING_LOOKS = 5
 
 
 class Appeared(Value):
@@ -157,6 +162,8 @@ class Discovery:
         Counters: looks, events of the kernel, and how often it could not keep up.
     unwatched
         Directories that could not be watched, and why; seen at the interval only.
+    refused
+        Paths that match and are not taken, and why, as the last look has told.
     """
 
     def __init__(
@@ -174,6 +181,7 @@ class Discovery:
         self.hints = 0
         self.overflows = 0
         self.unwatched: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self._on_change = on_change
         self._interval_s = interval_s
         self._watch = watch
@@ -181,6 +189,7 @@ class Discovery:
         self._service: Service | None = None
         self._almost: set[str] = set()
         self._almost_pause_s = _ALMOST_S
+        self._closings = 0
 
     def service(self, name: str) -> Service:
         """Make the service that looks."""
@@ -191,6 +200,10 @@ class Discovery:
         """Look once, and tell what has changed."""
         look = await in_worker(None, self.pattern.look, self._readiness)
         self.looks += 1
+        for path, why in look.refused.items():
+            if self.refused.get(path) != why:
+                _log.warning("discovery of '%s': %s", self.pattern.text, why)
+        self.refused = look.refused
         for change in self.ledger.update(look.found):
             await self._tell(change)
         if self._service is not None:
@@ -199,10 +212,13 @@ class Discovery:
         return look
 
     def _blind_spots(self) -> str:
-        if not self.unwatched:
-            return ""
-        path, why = next(iter(self.unwatched.items()))
-        return f"; {len(self.unwatched)} directories not watched, '{path}': {why}"
+        text = ""
+        if self.refused:
+            text = f"; {len(self.refused)} refused, {next(iter(self.refused.values()))}"
+        if self.unwatched:
+            path, why = next(iter(self.unwatched.items()))
+            text += f"; {len(self.unwatched)} directories not watched, '{path}': {why}"
+        return text
 
     def _pause_s(self, look: Look) -> float:
         """Return how long to wait for an event: not for long if none will come."""
@@ -212,6 +228,10 @@ class Discovery:
         else:
             # Its maker may have died.
             self._almost_pause_s = min(2 * self._almost_pause_s, self._interval_s)
+        if self._closings > 0:
+            # The kernel tells of a file that is closed just before it frees the lock on it.
+            self._closings -= 1
+            return min(_ALMOST_S * (1 << (_CLOSING_LOOKS - self._closings)), self._interval_s)
         return min(self._almost_pause_s if look.almost else self._interval_s, self._interval_s)
 
     async def _tell(self, change: Change) -> None:
@@ -228,7 +248,7 @@ class Discovery:
         if not self._watch:
             while True:
                 await asyncio.sleep(self._pause_s(await self.look()))
-        with Watches() as watches:
+        with Watches(self._readiness) as watches:
             while True:
                 begin_s = time.monotonic()
                 look = await self.look()
@@ -238,18 +258,22 @@ class Discovery:
                 # Something may have come into a new directory before it was watched.
                 if not is_new:
                     await watches.wait(self._pause_s(look))
+                    self._closings = _CLOSING_LOOKS if watches.take_closed() else self._closings
                 self.hints, self.overflows = watches.hints, watches.overflows
 
 
 class Watches:
     """The kernel's events for a set of directories, as one flag."""
 
-    def __init__(self) -> None:
+    def __init__(self, readiness: Readiness) -> None:
         # Imported here: the module is only needed where there is something to watch.
         import asyncinotify
 
         self.hints = 0
         self.overflows = 0
+        self._quiet: frozenset[str] = getattr(readiness, "quiet_names", frozenset())
+        self._closing: frozenset[str] = getattr(readiness, "closing_names", frozenset())
+        self._closed = False
         self._masks = asyncinotify.Mask
         self._mask = (
             self._masks.CREATE
@@ -260,6 +284,8 @@ class Watches:
             | self._masks.ONLYDIR
             | self._masks.DONT_FOLLOW
         )
+        if self._closing:
+            self._mask |= self._masks.CLOSE_WRITE
         # With a timeout of zero, sync_get returns what is there.
         self._inotify = asyncinotify.Inotify(cache_size=64, sync_timeout=0)
         self._set: dict[tuple[str, DirectoryId], asyncinotify.Watch] = {}
@@ -304,7 +330,22 @@ class Watches:
                 # The watch has ended. Where inodes are used again, as on ext4, the same key may
                 # soon mean another directory.
                 self._set = {key: w for key, w in self._set.items() if w is not event.watch}
-        self._flag.set()
+            if self._matters(event):
+                self._flag.set()
+
+    def _matters(self, event: asyncinotify.Event) -> bool:
+        name = None if event.name is None else str(event.name)
+        if event.mask & self._masks.CLOSE_WRITE:
+            if name not in self._closing:
+                return False
+            self._closed = True
+            return True
+        return name not in self._quiet
+
+    def take_closed(self) -> bool:
+        """Whether somebody has closed a file that matters, since the last call."""
+        closed, self._closed = self._closed, False
+        return closed
 
     def __enter__(self) -> Watches:
         return self

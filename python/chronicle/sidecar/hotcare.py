@@ -212,7 +212,7 @@ class HotCare:
 
     async def _finish(self) -> None:
         """Let the thread take what was there when this began; stop it; hear its last words."""
-        late = None if await self._wait_until_drained() else "had not taken everything"
+        late = None if await self.settle(self._drain_s) else "had not taken everything"
         try:
             await in_worker(None, self.thread.stop, self._drain_s)
         except TimeoutError:
@@ -227,12 +227,12 @@ class HotCare:
                 "stays in its queues"
             )
 
-    async def _wait_until_drained(self) -> bool:
-        """Wait for a turn of the loop in which nothing was there.
+    async def settle(self, timeout_s: float) -> bool:
+        """Wait for a turn of its loop in which nothing was there, or its end; whether that came.
 
         In such a turn it has looked at every source, so whatever was committed before is handled.
         """
-        end_s = time.monotonic() + self._drain_s
+        end_s = time.monotonic() + timeout_s
         before = now = self.thread.status
         # One that has ended, by itself or meanwhile, takes nothing more.
         while now.state in ("starting", "running", "parked"):

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from chronicle.queue import Provisioner, Start, StrPath
     from chronicle.sidecar.cursors import CursorFlush
     from chronicle.sidecar.discovery import Discovery, OnChange
-    from chronicle.sidecar.handover import HandOver
+    from chronicle.sidecar.handover import Admit, HandOver, OnGone
     from chronicle.sidecar.heartbeats import Heartbeats
     from chronicle.sidecar.hotcare import HotCare, HotLike, OnEvent
     from chronicle.sidecar.metrics import Metrics
     from chronicle.sidecar.mirror import Mirror
     from chronicle.sidecar.retention import Retention
+    from chronicle.sidecar.scan import Readiness
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -462,6 +463,7 @@ class Sidecar:
         *,
         interval_s: float = 1.0,
         watch: bool = True,
+        readiness: Readiness | None = None,
         name: str | None = None,
     ) -> Discovery:
         """Tell of queues that come, get ready, and go. `on_change` gets each `Change` once.
@@ -474,12 +476,18 @@ class Sidecar:
             Look at least this often, in seconds, whatever the kernel tells.
         watch
             Look when the kernel tells of changes, too: within a millisecond.
+        readiness
+            Tells from a path the identity of what is ready there, or ``None``: `Bus.readiness` for
+            queues that their endpoints declare ready. By default a queue is ready once a writer
+            has opened it.
         """
         from chronicle.sidecar.discovery import Discovery
         from chronicle.sidecar.scan import Pattern
 
         wanted = Pattern(pattern)
-        discovery = Discovery(wanted, on_change, interval_s=interval_s, watch=watch)
+        discovery = Discovery(
+            wanted, on_change, interval_s=interval_s, watch=watch, readiness=readiness
+        )
         self.add_service(discovery.service(name or f"discovery {wanted.text}"))
         return discovery
 
@@ -575,6 +583,9 @@ class Sidecar:
         name: str | None,
         start: Start = "resume",
         on_change: OnChange | None = None,
+        admit: Admit | None = None,
+        on_gone: OnGone | None = None,
+        readiness: Readiness | None = None,
         interval_s: float = 1.0,
         watch: bool = True,
         backoff: Backoff | None = None,
@@ -582,8 +593,8 @@ class Sidecar:
         """Have a hot thread read every queue that matches a pattern, for as long as it is there.
 
         Readers are opened, mapped, prefaulted and provisioned here, and handed over ready to read.
-        What fails is tried again, with growing pauses; a queue that vanishes is taken out; one that
-        comes again is handed over again.
+        What fails is tried again, with growing pauses; a queue that vanishes is taken out once it
+        is read to its end; one that comes again is handed over again.
 
         Parameters
         ----------
@@ -597,6 +608,17 @@ class Sidecar:
             Where to begin in a queue that is read for the first time; see `Queue.open_subscriber`.
         on_change
             Told of each change, too.
+        admit
+            Asked with a queue's path before its reader is opened, in a worker thread: it may block,
+            and for example open a writer and hand it to the hot thread first. What it raises is
+            logged, stands in the service's health, and is tried again with growing pauses.
+        on_gone
+            Called with the path, in a worker thread, after the reader was taken back: once for each
+            time that `admit` has returned, and before it is asked again for that path. What it
+            raises is tried again too. Not called at the end of the hot thread or the sidecar.
+        readiness
+            As for `watch`. An owner that dies does not take its messages along: they are read
+            before its reader is taken back, and its next life goes on behind them.
         """
         from chronicle.sidecar.discovery import Discovery
         from chronicle.sidecar.handover import HandOver
@@ -613,8 +635,13 @@ class Sidecar:
             provisioner=lambda: self.provisioner,
             backoff=backoff or self.backoff,
             on_change=on_change,
+            admit=admit,
+            on_gone=on_gone,
+            in_order=readiness is not None,
         )
-        discovery = Discovery(wanted, hand_over.on_change, interval_s=interval_s, watch=watch)
+        discovery = Discovery(
+            wanted, hand_over.on_change, interval_s=interval_s, watch=watch, readiness=readiness
+        )
         self.close_at_stop(hand_over.close)
         self.add_service(hand_over.service(f"discovery {wanted.text}", discovery))
         return hand_over

@@ -15,21 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from chronicle.errors import BadArgument
+from chronicle.errors import BadArgument, ChronicleError
+from chronicle.queue import read_queue_id
 
-__all__ = ["ALMOST", "Found", "Look", "Pattern", "Readiness", "queue_identity"]
+__all__ = ["ALMOST", "Found", "Look", "Pattern", "Readiness", "queue_at", "queue_identity"]
 
 _CONTROL = "control"
-_CONTROL_BYTES = 4096
-_CONTROL_MAGIC = b"CHRNCTL1"
-#: Where the count of writers stands that ever opened the queue.
-_EPOCH = 128
 _WILD = frozenset("*?[")
 
 #: Device and inode of a directory.
 DirectoryId: TypeAlias = tuple[int, int]
 #: What tells one incarnation of a queue from the next at the same path; ``None``: not ready (yet).
-#: `ALMOST`: not ready yet, but about to be, which no event will tell.
+#: `ALMOST`: not ready yet, but about to be, which no event will tell. A `ChronicleError` says why
+#: what is there is not taken; it is told, and does not keep others from being seen.
+#:
+#: It may have two attributes, sets of names of files in the directories on the way: `quiet_names`,
+#: of which no change matters to it, and `closing_names`: that somebody has closed one of those,
+#: which he had open for writing, is a reason to look.
 Readiness: TypeAlias = Callable[[str], str | None]
 ALMOST = ""
 
@@ -54,11 +56,14 @@ class Look:
         The directories on the way: who watches these knows when to look again.
     almost
         Paths that are about to be ready, which no event will tell: look again soon.
+    refused
+        By path: why what is there is not taken.
     """
 
     found: dict[str, Found] = field(default_factory=dict)
     directories: dict[str, DirectoryId] = field(default_factory=dict)
     almost: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 class Pattern:
@@ -108,7 +113,11 @@ class Pattern:
         for path in at:
             if (seen := _directory_id(path)) is not None:
                 look.directories[path] = seen
-                identity = readiness(path)
+                try:
+                    identity = readiness(path)
+                except ChronicleError as error:
+                    identity = None
+                    look.refused[path] = str(error)
                 look.found[path] = Found(seen, identity or None)
                 if identity == ALMOST:
                     look.almost.add(path)
@@ -165,7 +174,7 @@ def queue_identity() -> Readiness:
         key = (found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size)
         known = cache.get(path)
         if known is None or known[0] != key:
-            identity = _read_identity(control)
+            identity = read_queue_id(control)
             if not identity:
                 return identity
             known = cache[path] = (key, identity)
@@ -174,20 +183,6 @@ def queue_identity() -> Readiness:
     return readiness
 
 
-def _read_identity(control: str) -> str | None:
-    try:
-        # Not blocking: somebody may have put a pipe there.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(control, flags)
-    except OSError:
-        return None  # Gone, or not ours to read: not ready for us.
-    try:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_size != _CONTROL_BYTES:
-            return None
-        head = os.pread(descriptor, _EPOCH + 8, 0)
-    finally:
-        os.close(descriptor)
-    if head[:8] != _CONTROL_MAGIC:
-        return None
-    return head[16:32].hex() if any(head[_EPOCH:]) else ALMOST
+def queue_at(path: str) -> str | None:
+    """Return the id of the queue that is at a path and has been opened by a writer, or ``None``."""
+    return read_queue_id(f"{path}/{_CONTROL}") or None
