@@ -15,11 +15,11 @@ from typing import Any
 
 import chronicle
 import pytest
+from chronicle.heartbeat import HEARTBEAT_FILE, Heartbeat, read_heartbeat
 from chronicle.hot import Counter, Output
 from chronicle.message import MessageBase, i64
 from chronicle.sidecar import Backoff, State
 from chronicle.sidecar.handover import HandOver
-from chronicle.sidecar.heartbeats import HEARTBEAT_FILE, Heartbeat, read_heartbeat
 
 from tests.queue_support import (
     PATIENCE_S,

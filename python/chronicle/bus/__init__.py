@@ -4,6 +4,17 @@ It gives signals; what to do about them is the application's policy. See docs/in
 """
 
 from chronicle.bus.endpoint import Bus, Endpoint, Status
+from chronicle.bus.liveness import QueueStatus, ReaderStatus, WriterStatus, queue_status
 from chronicle.bus.markers import Lease, Ready
 
-__all__ = ["Bus", "Endpoint", "Lease", "Ready", "Status"]
+__all__ = [
+    "Bus",
+    "Endpoint",
+    "Lease",
+    "QueueStatus",
+    "ReaderStatus",
+    "Ready",
+    "Status",
+    "WriterStatus",
+    "queue_status",
+]

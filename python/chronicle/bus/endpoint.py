@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from chronicle.bus.lock import is_locked, take_lock
 from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
 from chronicle.bus.names import open_directory, split_name
 from chronicle.bus.readiness import Readiness
-from chronicle.errors import BadArgument, Closed
+from chronicle.errors import BadArgument, Closed, Forked
 
 __all__ = ["Bus", "Endpoint", "Status"]
 
@@ -116,10 +117,12 @@ class Bus:
 class Endpoint:
     """An endpoint that this process owns, until it is closed or the process ends.
 
-    Made by `Bus.open_endpoint`. A context manager.
+    Made by `Bus.open_endpoint`. A context manager. Any thread. `Sidecar.serve_endpoint` renews it.
 
     Attributes
     ----------
+    name
+        Below the bus.
     path
         Of the directory; queues go into it.
     lease
@@ -133,7 +136,11 @@ class Endpoint:
                 f"bad time: valid_s={valid_s} expected=0.001 to 86400; it is in seconds"
             )
         self.path = bus.path.joinpath(*parts)
+        self.name = name
         self._lock: int | None = None
+        self._pid = os.getpid()
+        # A marker that is written while another thread closes would come back to life.
+        self._turn = threading.Lock()
         with open_directory(str(bus.path), parts, create=True) as directory:
             self._directory = os.dup(directory)
         try:
@@ -159,34 +166,68 @@ class Endpoint:
         return lease
 
     def ready(self, queues: Sequence[str]) -> None:
-        """Say that these queues can be opened: names of directories in `path`."""
+        """Say that these queues can be opened: names of directories in `path`.
+
+        Raises
+        ------
+        BadArgument
+            If a name cannot be, or there are too many for a marker.
+        Closed, Forked
+            If the endpoint was closed, or is the parent's.
+        """
         for queue in queues:
             if len(split_name(queue)) != 1:
                 raise BadArgument(
                     f"bad name of a queue: name={queue!r} expected=one part; queues stand directly "
                     "in the endpoint"
                 )
-        write_marker(self._open_directory(), Ready(self.lease.instance, tuple(queues)))
+        with self._turn:
+            directory = self._open_directory()
+            write_marker(directory, Ready(self.lease.instance, tuple(queues)))
 
     def renew(self) -> None:
-        """Say that this process still makes progress. Writes and syncs one small file."""
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        lease = replace(self.lease, renewed_ns=now_ns)
-        write_marker(self._open_directory(), lease)
-        self.lease = lease
+        """Say that this process still makes progress. Writes and syncs one small file.
+
+        Raises
+        ------
+        Closed, Forked
+            If the endpoint was closed, or is the parent's.
+        """
+        with self._turn:
+            directory = self._open_directory()
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            lease = replace(self.lease, renewed_ns=now_ns)
+            write_marker(directory, lease)
+            self.lease = lease
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was given up."""
+        return self._lock is None
 
     def close(self) -> None:
-        """Take the markers away and give the endpoint up. Queues in it stay. May be repeated."""
-        if self._lock is None:
-            return
-        # READY first: nobody shall open what is about to go.
-        remove_marker(self._directory, Ready.FILE)
-        remove_marker(self._directory, Lease.FILE)
-        self._release()
+        """Take the markers away and give the endpoint up. Queues in it stay. May be repeated.
+
+        In a child made by `os.fork` it only lets go of what the child has of it: the parent is
+        still the owner.
+        """
+        with self._turn:
+            if self._lock is None:
+                return
+            if os.getpid() == self._pid:
+                # READY first: nobody shall open what is about to go.
+                remove_marker(self._directory, Ready.FILE)
+                remove_marker(self._directory, Lease.FILE)
+            self._release()
 
     def _open_directory(self) -> int:
         if self._lock is None:
             raise Closed(f"the endpoint was closed: path='{self.path}'; open it again")
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"the endpoint belongs to the parent process: path='{self.path}' pid={self._pid}; "
+                "open endpoints after forking"
+            )
         return self._directory
 
     def _release(self) -> None:

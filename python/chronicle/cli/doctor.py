@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Examine a queue."""
-    from chronicle.cli.facts import find_ends
+    from chronicle.bus.liveness import find_ends
     from chronicle.cli.findings import Finding, examine, holds
     from chronicle.cli.output import console, look_at, print_json
     from chronicle.errors import FormatError

@@ -15,7 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from chronicle.cli.facts import Ends, age, age_of_message, lag, state_of
+from chronicle.bus.liveness import Ends, lag, missing_segments
+from chronicle.cli.facts import age, age_of_message, state_of
 from chronicle.cli.machine import FileSystem, file_system_of
 from chronicle.cli.output import bytes_text, duration_text, plural, shell_quoted
 
@@ -147,7 +148,7 @@ def check_damage(
         if segment["error"] is not None and damage is None:
             cure = _way_past(path, facts, segment["index"], restore)
             yield Finding("error", "segment-unreadable", segment["error"], cure)
-    missing = _missing(facts)
+    missing = missing_segments(facts)
     if missing and damage is None:
         names = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in missing)
         text = f"segment files are missing that retention did not delete: {names}"
@@ -163,19 +164,6 @@ def check_damage(
         yield Finding(
             "error", "end-unreadable", text, shell_quoted("chronicle", "doctor", path, "--verify")
         )
-
-
-def _missing(facts: dict[str, Any]) -> list[tuple[int, int]]:
-    present = [s["index"] for s in facts["segments"]]
-    due = facts["floor_segment"]
-    result = []
-    for index in (i for i in present if i >= due):
-        if index > due:
-            result.append((due, index - 1))
-        due = index + 1
-    if due <= facts["tail_segment"]:
-        result.append((due, facts["tail_segment"]))
-    return result
 
 
 def _way_past(path: str, facts: dict[str, Any], index: int, otherwise: str) -> str:

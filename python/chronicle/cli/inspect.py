@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from chronicle.bus.liveness import Ends
     from chronicle.cli.arguments import Commands
-    from chronicle.cli.facts import Ends
     from chronicle.message import Field, MessageBase
 
 EXAMPLES = """\
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show a queue."""
-    from chronicle.cli.facts import find_ends, lag
+    from chronicle.bus.liveness import find_ends, lag
     from chronicle.cli.output import console, look_at, print_json
     from chronicle.queue import Queue
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from chronicle.sidecar.handover import Admit, HandOver, OnGone
     from chronicle.sidecar.heartbeats import Heartbeats
     from chronicle.sidecar.hotcare import HotCare, HotLike, OnEvent
+    from chronicle.sidecar.leases import EndpointLike, Leases
     from chronicle.sidecar.metrics import Metrics
     from chronicle.sidecar.mirror import Mirror
     from chronicle.sidecar.retention import Retention
@@ -751,6 +752,36 @@ class Sidecar:
         beats = Heartbeats(queue, interval_s=interval_s, works=asked)
         self.add_service(beats.service(name or f"heartbeat {Path(queue)}"))
         return beats
+
+    def serve_endpoint(
+        self,
+        endpoint: EndpointLike,
+        *,
+        works: Callable[[], str | None] | None = None,
+        name: str | None = None,
+    ) -> Leases:
+        """Renew the lease of an endpoint of a bus while its owner works; close it at the end.
+
+        It is closed at the very end of the shutdown, when nothing more comes from this process; of
+        what is registered with `close_at_stop`, what is registered later is closed before it. So
+        serve an endpoint before its writers are registered: then its next owner finds them closed.
+
+        Parameters
+        ----------
+        works
+            Asked on the sidecar before each renewal: why the owner does not work, or ``None``. By
+            default it works while no hot thread that is attached has failed.
+        """
+        from chronicle.sidecar.leases import Leases
+
+        leases = Leases(endpoint, works=works or self._failure_of_hot_threads)
+        self.close_at_stop(endpoint.close)
+        self.add_service(leases.service(name or f"lease {endpoint.path}"))
+        return leases
+
+    def _failure_of_hot_threads(self) -> str | None:
+        failed = [care.thread for care in self.cares if care.thread.failure is not None]
+        return f"hot thread '{failed[0].name}' has failed" if failed else None
 
     def metrics(
         self,
