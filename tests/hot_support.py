@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from chronicle.hot import Handler, Info
+from chronicle.hot import Handler, Info, Output, RawMessage
 from chronicle.hot.compile import program_for
 from chronicle.hot.program import Program
 from chronicle.message import MessageBase
 
-KINDS = {"data": 0, "command": 1, "event": 2}
+KINDS = {"data": 0, "command": 1, "event": 2, "datagram": 3}
 NAN_BITS = 0x7FF8_0000_0000_0000
 
 _Append = ctypes.CFUNCTYPE(
@@ -64,7 +64,7 @@ class MessageBytes(ctypes.Structure):
         ("type_id", ctypes.c_uint16),
         ("kind", ctypes.c_uint16),
         ("source", ctypes.c_uint32),
-        ("spare", ctypes.c_uint32),
+        ("tag", ctypes.c_uint32),
         ("sequence", ctypes.c_uint64),
         ("timestamp_ns", ctypes.c_uint64),
     ]
@@ -73,7 +73,7 @@ class MessageBytes(ctypes.Structure):
 class Step(NamedTuple):
     """One input of a handler: a message, or the name of a hook."""
 
-    message: MessageBase | None
+    message: MessageBase | bytes | None
     info: Info = Info()
     kind: str = "data"
     hook: str = ""
@@ -169,9 +169,10 @@ class Harness:
         made = MessageBytes(
             payload=ctypes.addressof(place) + 1,
             len_bytes=len(data) if len_bytes is None else len_bytes,
-            type_id=message.type_id if type_id is None else type_id,  # type: ignore[union-attr]
+            type_id=_type_id(message, info) if type_id is None else type_id,
             kind=KINDS[kind],
             source=info.source,
+            tag=info.tag,
             sequence=info.seq,
             timestamp_ns=info.timestamp_ns,
         )
@@ -195,6 +196,10 @@ class Harness:
     def explain(self) -> str:
         assert self.program.explain is not None
         return self.program.explain(self.context.fail_info, self.context.fail_code)
+
+
+def _type_id(message: MessageBase | bytes, info: Info) -> int:
+    return info.type_id if isinstance(message, bytes) else message.type_id
 
 
 def decoded(tag: int, word: int) -> Any:
@@ -284,15 +289,29 @@ def run_plain(handler: Handler, steps: Iterable[Step]) -> Outcome:
     return Outcome(
         handler.state_bytes(),
         {name: getattr(handler, name).value for name in spec.counters},
-        {
-            name: [(m.type_id, m.pack()) for m in getattr(handler, name).published]
-            for name in spec.outputs
-        },
+        {name: _published(output) for name, output in _outputs(handler)},
         comparable_logs(handler.log.records),
         statuses,
         failure,
         handler.stop_asked,
     )
+
+
+def _outputs(handler: Handler) -> Iterable[tuple[str, Output]]:
+    spec = type(handler).SPEC
+    for number, name in enumerate(spec.outputs):
+        for table, (first, count) in spec.tables.items():
+            if first <= number < first + count:
+                yield name, getattr(handler, table)[number - first]
+                break
+        else:
+            yield name, getattr(handler, name)
+
+
+def _published(output: Output) -> list[tuple[int, bytes]]:
+    return [
+        (m.type_id, m.payload if isinstance(m, RawMessage) else m.pack()) for m in output.published
+    ]
 
 
 def _line_in_handler(error: Exception) -> int:

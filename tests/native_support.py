@@ -31,7 +31,7 @@ SOURCE = r"""
 #include <unistd.h>
 
 typedef struct { const uint8_t *payload; uint32_t len; uint16_t type_id, kind;
-                 uint32_t source, spare; uint64_t sequence, timestamp_ns; } message_t;
+                 uint32_t source, tag; uint64_t sequence, timestamp_ns; } message_t;
 typedef struct { uint32_t abi, flags; void *state; uint64_t now_ns; uint64_t *counters;
                  const void *fail_info; int64_t fail_code; } context_t;
 typedef struct { uint64_t sum, messages, commands, events, idles, started, stopped,

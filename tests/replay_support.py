@@ -323,8 +323,8 @@ class Session:
     def close(self) -> None:
         for writer in [*self.inputs, *self.outputs.values(), self.journal]:
             writer.close()
-        for reader in self.hot._readers:
-            reader.close()
+        for each in self.hot._readers:
+            each.reader.close()
 
     @property
     def path(self) -> Path:

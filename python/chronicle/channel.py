@@ -22,7 +22,16 @@ from chronicle.values import Value
 if TYPE_CHECKING:
     from chronicle.queue import QueueReader, QueueWriter
 
-__all__ = ["AddReader", "AddWriter", "Receiver", "RemoveReader", "Sender", "Stop", "channel"]
+__all__ = [
+    "AddReader",
+    "AddWriter",
+    "Receiver",
+    "RemoveReader",
+    "RemoveWriter",
+    "Sender",
+    "Stop",
+    "channel",
+]
 
 
 class AddReader(Value):
@@ -32,13 +41,19 @@ class AddReader(Value):
     ----------
     reader
         Opened and placed by the sidecar; the loop adds it to its `FanInReader`.
+    tag
+        A number of the application's own choice, 0 to 2**32 - 1: handlers of a hot thread see it as
+        ``info.tag``.
     """
 
-    __slots__ = ("reader",)
+    __slots__ = ("reader", "tag")
     reader: QueueReader
+    tag: int
 
-    def __init__(self, reader: QueueReader) -> None:
-        self._set(reader)
+    def __init__(self, reader: QueueReader, tag: int = 0) -> None:
+        if not isinstance(tag, int) or isinstance(tag, bool) or not 0 <= tag <= 0xFFFF_FFFF:
+            raise ValueError(f"tag of AddReader is out of range: value={tag!r} range=0..2**32-1")
+        self._set(reader, tag)
 
 
 class AddWriter(Value):
@@ -50,14 +65,17 @@ class AddWriter(Value):
         The name that the handler gives it.
     writer
         Opened by the sidecar.
+    slot
+        Which one of a table of outputs.
     """
 
-    __slots__ = ("output", "writer")
+    __slots__ = ("output", "writer", "slot")  # noqa: RUF023  (the order of the fields)
     output: str
     writer: QueueWriter
+    slot: int | None
 
-    def __init__(self, output: str, writer: QueueWriter) -> None:
-        self._set(output, writer)
+    def __init__(self, output: str, writer: QueueWriter, slot: int | None = None) -> None:
+        self._set(output, writer, slot)
 
 
 class RemoveReader(Value):
@@ -74,6 +92,25 @@ class RemoveReader(Value):
 
     def __init__(self, source: int) -> None:
         self._set(source)
+
+
+class RemoveWriter(Value):
+    """Give the writer of this output back.
+
+    Parameters
+    ----------
+    output
+        The name that the handler gives it.
+    slot
+        Which one of a table of outputs.
+    """
+
+    __slots__ = ("output", "slot")
+    output: str
+    slot: int | None
+
+    def __init__(self, output: str, slot: int | None = None) -> None:
+        self._set(output, slot)
 
 
 class Stop(Value):

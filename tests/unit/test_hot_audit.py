@@ -40,7 +40,10 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from chronicle.hot import Counter, Handler, Info, Output, on, table, mix64, symbol_key
+from typing import Annotated
+
+from chronicle.hot import Buffer, Counter, Handler, Info, Output, Outputs, Size, Slots
+from chronicle.hot import on, table, mix64, symbol_key
 from chronicle.message import array, bool_, char8, chars, f64, i32, i64, message, u8, MessageBase
 
 SIZES = [1, 2, 3]
@@ -132,6 +135,8 @@ class Refused(Handler):
     many: array[i64, 300]
     book: table[Order, 4]
     out: Output
+    slots: Annotated[Outputs, Slots(4)]
+    held: Annotated[Buffer, Size(64)]
     seen: Counter
 
     @on(Trade)
@@ -335,6 +340,42 @@ CASES = [
     Case("counter method", "self.seen.reset()  # HERE", "self.seen.reset", "add(1)"),
     Case("counter float", "self.seen.add(1.5)  # HERE", "adding a float", "an int"),
     Case("base method", "self.receive(trade)  # HERE", "self.receive", "uncompiled object"),
+    # Bytes, buffers and tables of outputs.
+    Case("table value", "x = self.slots  # HERE", "the outputs self.slots", "self.slots[slot]"),
+    Case("table publish", "self.slots.publish(trade)  # HERE", "the outputs self.slots", "[slot]"),
+    Case("table attribute", "x = self.slots[0].name  # HERE", ".name of an output", "have fields"),
+    Case(
+        "view of table store",
+        "self.slots[0] = 1  # HERE",
+        "the outputs self.slots",
+        "self.slots[slot]",
+    ),
+    Case("slot float", "self.slots[1.5].publish(trade)  # HERE", "a float as a slot", "an int"),
+    Case("publish by number", "trade.publish(trade)  # HERE", ".publish() of a message", "outputs"),
+    Case("bytes number", "self.out.publish_bytes(5, 6)  # HERE", "an int as bytes", "publish for"),
+    Case(
+        "bytes type", "self.out.publish_bytes(1.5, self.held.view(0, 1))  # HERE", "type id", "int"
+    ),
+    Case("bytes item", "x = self.held.view(0, 1)[0]  # HERE", "an item of bytes", "have items"),
+    Case("bytes field", "x = self.held.view(0, 1).size  # HERE", ".size of bytes", "have fields"),
+    Case("bytes place", "x = self.held.view(0, 1).u8(0.0)  # HERE", "a float as a place", "an int"),
+    Case("bytes store", "self.count = self.held.view(0, 1)  # HERE", "storing bytes", "number"),
+    Case("read of message", "x = trade.u16(0)  # HERE", ".u16() of a message", "only bytes"),
+    Case(
+        "view of bytes", "x = self.held.view(0, 1).view(0, 1)  # HERE", ".view() of bytes", "buffer"
+    ),
+    Case("store message", "self.held.store(0, trade)  # HERE", "storing a message", "store bytes"),
+    Case("buffer store", "self.held = 5  # HERE", "assignment to the buffer", "self.held.store("),
+    Case("buffer copy", "self.held.copy()  # HERE", "a call of self.held.copy", "call methods"),
+    Case(
+        "text length",
+        "x = self.held.view(0, 9).chars(0, 9)  # HERE",
+        "no constant from 1",
+        "(at, 8)",
+    ),
+    Case(
+        "text variable", "x = self.held.view(0, 9).padded(0, info.source)  # HERE", "constant", "8)"
+    ),
     # The log.
     Case("log variable", "self.log.info(trade.symbol)  # HERE", "not a literal", "compile time"),
     Case("log f-string", "self.log.info(f'{trade.qty}')  # HERE", "not a literal", "self.log.info"),

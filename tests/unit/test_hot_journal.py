@@ -23,6 +23,7 @@ from chronicle.hot.journal import (
     decode_final,
     decode_hand_off,
     decode_head,
+    decode_output,
     encode_head,
     encode_place,
     layout_of_dtype,
@@ -64,7 +65,7 @@ def head_bytes(folder: Path) -> bytes:
         thread="hot",
         handler="m:Wide",
         state=program.state,
-        readers=[reader],
+        readers=[(reader, 7)],
         writers={1: writer},
     )
     for each in (reader, writer, source):
@@ -82,6 +83,7 @@ def test_a_head_is_read_as_it_was_written(folder: Path) -> None:
     assert head.boot_id == boot_id()
     (source,) = head.sources
     assert (source.path, source.name, source.next_seq) == (str(folder / "in"), "me", 1)
+    assert source.tag == 7
     assert list(head.writers) == ["b"]
     assert (head.writers["b"].path, head.writers["b"].epoch) == (str(folder / "out"), 1)
     assert len(source.queue_id) == 32
@@ -94,6 +96,9 @@ def test_a_hand_off_names_the_queue(folder: Path) -> None:
         data = struct.pack("<HHIQQQ", 1, 0, 7, 41, 0, 0) + encode_place(writer)
         expected = Place(str(folder / "out"), writer.queue_id, 2, "", writer.epoch)
     assert decode_hand_off(data) == (7, 41, expected)
+    # An output that has no writer any more.
+    assert decode_output(data) == (7, 41, expected)
+    assert decode_output(data[:32]) == (7, 41, None)
 
 
 def test_a_final_record_is_read() -> None:

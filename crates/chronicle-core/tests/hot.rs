@@ -274,7 +274,7 @@ fn messages_are_dispatched_in_order_and_outputs_counters_and_logs_arrive() {
         input.append(TYPE_SUM, &n.to_le_bytes(), Some(n)).unwrap();
     }
     input.append(TYPE_UNKNOWN, b"", None).unwrap();
-    let readers = vec![(1, scratch.reader("in", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("in", "hot"))];
     let mut hot = start(Cargo { readers, writers: vec![(0, output)], journal: None });
     until("all messages", || hot.shared.page.messages.get() == 11);
     assert_eq!(hot.shared.counters[0].get(), 10);
@@ -305,7 +305,7 @@ fn messages_are_dispatched_in_order_and_outputs_counters_and_logs_arrive() {
 fn a_parked_thread_is_woken_by_data_by_commands_and_by_stop() {
     let scratch = Scratch::new("park");
     let mut input = scratch.writer("in");
-    let readers = vec![(1, scratch.reader("in", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("in", "hot"))];
     let mut hot = start(Cargo { readers, ..Cargo::default() });
     for n in 1..=3_u64 {
         until("it sleeps", || hot.shared.page.state() == State::Parked);
@@ -350,6 +350,7 @@ fn readers_and_writers_come_and_go_while_it_runs() {
             reader.set_hot(true);
             reader
         },
+        tag: 7,
         about: Box::default(),
     };
     // An output without a writer drops and counts.
@@ -374,6 +375,26 @@ fn readers_and_writers_come_and_go_while_it_runs() {
     match next_ack(&mut hot) {
         Ack::WriterAdded { ticket: 3, old: Some(old), .. } => assert_eq!(old.next_sequence(), 2),
         _ => panic!("not the ack"),
+    }
+    // An output that loses its writer is one without a writer; there is nothing to give back twice.
+    send(&mut hot, 30, What::RemoveWriter { output: 0 });
+    match next_ack(&mut hot) {
+        Ack::WriterRemoved { ticket: 30, output: 0, mut writer, .. } => {
+            assert_eq!(writer.next_sequence(), 1);
+            writer.append(1, b"still good", None).unwrap();
+        }
+        _ => panic!("not the ack"),
+    }
+    for (output, expected) in
+        [(0, Refusal::NoWriter { output: 0 }), (7, Refusal::NoSuchOutput { output: 7 })]
+    {
+        send(&mut hot, 31, What::RemoveWriter { output });
+        match next_ack(&mut hot) {
+            Ack::Refused { ticket: 31, refusal, what: What::RemoveWriter { .. }, .. } => {
+                assert_eq!(refusal, expected);
+            }
+            _ => panic!("not the ack"),
+        }
     }
     send(&mut hot, 4, What::RemoveReader { source: 0 });
     match next_ack(&mut hot) {
@@ -428,7 +449,7 @@ fn a_failing_message_stops_the_thread_and_is_named_and_not_committed() {
     input.append(TYPE_FAIL, b"bad", Some(4)).unwrap();
     input.append(TYPE_SUM, &9_u64.to_le_bytes(), Some(5)).unwrap();
     other.append(TYPE_SUM, &100_u64.to_le_bytes(), Some(2)).unwrap();
-    let readers = vec![(1, scratch.reader("other", "hot")), (2, scratch.reader("in", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("other", "hot")), (2, 0, scratch.reader("in", "hot"))];
     let mut hot = start(Cargo { readers, ..Cargo::default() });
     until("it failed", || hot.is_finished());
     assert_eq!(hot.shared.page.state(), State::Failed);
@@ -460,7 +481,7 @@ fn outputs_that_do_not_exist_and_returns_that_mean_nothing_are_failures() {
         let scratch = Scratch::new(&format!("odd-{type_id}"));
         let mut input = scratch.writer("in");
         input.append(type_id, b"12345678", None).unwrap();
-        let readers = vec![(1, scratch.reader("in", "hot"))];
+        let readers = vec![(1, 0, scratch.reader("in", "hot"))];
         let mut hot = start(Cargo { readers, ..Cargo::default() });
         until("it failed", || hot.is_finished());
         match hot.join().failure.unwrap().cause {
@@ -492,7 +513,7 @@ fn a_handler_may_ask_to_stop_and_so_may_a_command_behind_others() {
     for type_id in [TYPE_SUM, TYPE_STOP, TYPE_SUM] {
         input.append(type_id, &1_u64.to_le_bytes(), None).unwrap();
     }
-    let readers = vec![(1, scratch.reader("in", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("in", "hot"))];
     let mut hot = start(Cargo { readers, ..Cargo::default() });
     until("it stopped", || hot.is_finished());
     assert_eq!(hot.shared.page.state(), State::Stopped);
@@ -545,7 +566,7 @@ fn a_full_log_ring_drops_and_counts() {
     for _ in 0..100 {
         input.append(TYPE_SUM, &1_u64.to_le_bytes(), None).unwrap();
     }
-    let readers = vec![(1, scratch.reader("in", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("in", "hot"))];
     let mut hot = start(Cargo { readers, ..Cargo::default() });
     until("all messages", || hot.shared.page.messages.get() == 100);
     assert_eq!(hot.shared.page.log_records.get(), 16);
@@ -566,7 +587,7 @@ fn a_gap_is_told_to_the_handler_and_in_an_ack() {
     // Whose worker jumps for the reader: the thread itself makes no system call, under `enforce`.
     let provisioner = Provisioner::new().unwrap();
     provisioner.attach_reader(&reader);
-    let mut hot = start(Cargo { readers: vec![(1, reader)], ..Cargo::default() });
+    let mut hot = start(Cargo { readers: vec![(1, 0, reader)], ..Cargo::default() });
     let (first_missing, next) = match next_ack(&mut hot) {
         Ack::Gap { source: 0, first_missing, next, reason, handled: true } => {
             assert_eq!(reason, GapReason::Retention);
@@ -591,7 +612,7 @@ fn a_source_that_fails_is_taken_out_and_the_others_go_on() {
     let mut bad = scratch.writer("bad");
     let mut good = scratch.writer("good");
     bad.append(TYPE_SUM, &1_u64.to_le_bytes(), None).unwrap();
-    let readers = vec![(7, scratch.reader("bad", "hot")), (8, scratch.reader("good", "hot"))];
+    let readers = vec![(7, 0, scratch.reader("bad", "hot")), (8, 0, scratch.reader("good", "hot"))];
     let geometry = bad.queue().geometry;
     let segment = scratch.path("bad").join("segments/00000000000000000000.seg");
     let file = std::fs::File::options().write(true).open(segment).unwrap();
@@ -618,7 +639,7 @@ fn a_start_that_fails_gives_everything_back() {
     let mut input = scratch.writer("in");
     input.append(TYPE_SUM, &1_u64.to_le_bytes(), None).unwrap();
     let cargo = || Cargo {
-        readers: vec![(5, scratch.reader("in", "hot"))],
+        readers: vec![(5, 0, scratch.reader("in", "hot"))],
         writers: vec![(1, scratch.writer("out"))],
         journal: None,
     };
@@ -629,7 +650,7 @@ fn a_start_that_fails_gives_everything_back() {
         let NotStarted { error, cargo: mut back } = *not_started;
         assert!(error_is(&error), "{error:?}");
         assert_eq!(back.readers[0].0, 5);
-        assert_eq!(back.readers[0].1.next().unwrap().unwrap().raw.sequence, 1);
+        assert_eq!(back.readers[0].2.next().unwrap().unwrap().raw.sequence, 1);
         assert_eq!(back.writers[0].0, 1);
         back.writers[0].1.append(1, b"x", None).unwrap();
     };
@@ -658,7 +679,7 @@ fn a_start_that_fails_gives_everything_back() {
 fn a_thread_that_is_dropped_while_it_runs_is_stopped() {
     let scratch = Scratch::new("drop");
     let input = scratch.writer("in");
-    drop(start(Cargo { readers: vec![(1, scratch.reader("in", "hot"))], ..Cargo::default() }));
+    drop(start(Cargo { readers: vec![(1, 0, scratch.reader("in", "hot"))], ..Cargo::default() }));
     // The reader is gone with it: its name is free.
     drop(scratch.reader("in", "hot"));
     drop(input);
@@ -669,7 +690,7 @@ fn a_handler_without_functions_runs_and_takes_nothing() {
     let scratch = Scratch::new("empty");
     let mut input = scratch.writer("in");
     input.append(1, b"x", None).unwrap();
-    let cargo = Cargo { readers: vec![(1, scratch.reader("in", "hot"))], ..Cargo::default() };
+    let cargo = Cargo { readers: vec![(1, 0, scratch.reader("in", "hot"))], ..Cargo::default() };
     let hot = thread::start(program(HandlerTable::default()), options(), cargo)
         .map_err(|e| e.error)
         .unwrap();
@@ -686,7 +707,7 @@ fn with_the_clock_each_message_has_its_time_and_publishes_with_it() {
     input.append(TYPE_SUM, &1_u64.to_le_bytes(), Some(5)).unwrap();
     let table = HandlerTable { flags: TABLE_USES_CLOCK, ..table() };
     let cargo = Cargo {
-        readers: vec![(1, scratch.reader("in", "hot"))],
+        readers: vec![(1, 0, scratch.reader("in", "hot"))],
         writers: vec![(0, scratch.writer("out"))],
         journal: None,
     };

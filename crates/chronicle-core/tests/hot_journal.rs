@@ -176,9 +176,9 @@ fn replay(scratch: &Scratch, journal: &[(u16, u64, Vec<u8>)]) -> (Vec<u8>, u64) 
                     }
                 };
                 assert_eq!(record.raw.timestamp_ns, input.timestamp_ns);
-                replay.feed(input, record.payload()).unwrap();
+                replay.feed(input, 0, record.payload()).unwrap();
             }
-            _ => drop(replay.feed(input, rest).unwrap()),
+            _ => drop(replay.feed(input, 0, rest).unwrap()),
         }
     }
     let state = replay.shared.state.snapshot();
@@ -194,7 +194,7 @@ fn a_replay_of_the_journal_ends_in_the_same_state_with_the_same_outputs() {
     let journal = scratch.writer("journal");
     provisioner.attach_writer(&journal, Chores::default());
     let mut inputs = [scratch.writer("in-0"), scratch.writer("in-1")];
-    let readers = vec![(1, scratch.reader("in-0", "hot"))];
+    let readers = vec![(1, 0, scratch.reader("in-0", "hot"))];
     let cargo = Cargo { readers, writers: vec![], journal: Some((journal, b"head".to_vec())) };
     let mut hot = start(cargo);
     let mut ticket = 1;
@@ -219,7 +219,7 @@ fn a_replay_of_the_journal_ends_in_the_same_state_with_the_same_outputs() {
         }
         if round == 50 || round == 120 {
             let reader = scratch.reader("in-1", "hot");
-            send(&mut hot, What::AddReader { reader, about: Box::from(*b"in-1") });
+            send(&mut hot, What::AddReader { reader, tag: 7, about: Box::from(*b"in-1") });
         }
         if round == 110 {
             until("what came so far", || hot.shared.page.messages.get() == sent);
@@ -272,7 +272,7 @@ fn an_input_that_cannot_be_written_down_is_not_given_to_the_handler() {
         input.append(1, b"x", None).unwrap();
     }
     let cargo = Cargo {
-        readers: vec![(1, scratch.reader("in", "hot"))],
+        readers: vec![(1, 0, scratch.reader("in", "hot"))],
         writers: vec![],
         journal: Some((journal, Vec::new())),
     };
@@ -297,10 +297,10 @@ fn a_replay_names_the_input_that_its_handler_fails_on() {
     let mut replay = Replay::new(table(), &[0; STATE_BYTES], 1, vec![None], 16);
     let input =
         Input { kind: KIND_DATA, type_id: 66, source: 3, sequence: 9, timestamp_ns: 2, now_ns: 1 };
-    let failure = replay.feed(input, b"").unwrap_err();
+    let failure = replay.feed(input, 0, b"").unwrap_err();
     assert_eq!((failure.during, failure.source), (During::Message, Some(3)));
     assert_eq!((failure.sequence, failure.type_id), (9, 66));
     // An output without a writer drops and counts.
-    assert!(replay.feed(Input { type_id: 1, ..input }, b"").unwrap());
+    assert!(replay.feed(Input { type_id: 1, ..input }, 0, b"").unwrap());
     assert_eq!(replay.shared.page.appends_dropped.get(), 1);
 }

@@ -221,7 +221,7 @@ impl HotCore {
     fn start<'py>(
         &self,
         py: Python<'py>,
-        readers: Vec<(u64, Py<QueueReader>)>,
+        readers: Vec<(u64, u32, Py<QueueReader>)>,
         writers: Vec<(u32, Py<QueueWriter>)>,
         provisioner: &Bound<'py, Provisioner>,
         journal: Option<Py<QueueWriter>>,
@@ -387,6 +387,7 @@ impl HotCore {
         py: Python<'_>,
         ticket: u64,
         reader: &Bound<'_, QueueReader>,
+        tag: u32,
         provisioner: &Bound<'_, Provisioner>,
         about: &[u8],
     ) -> PyResult<bool> {
@@ -394,13 +395,21 @@ impl HotCore {
         let native = self.take_reader(py, reader, provisioner)?;
         let lent = (reader.clone().unbind(), Arc::clone(native.endpoint()));
         lock(&self.lent).readers.insert(ticket, lent);
-        let what = What::AddReader { reader: native, about: about.into() };
+        let what = What::AddReader { reader: native, tag, about: about.into() };
         match self.try_send(ticket, what) {
             Ok(()) => Ok(true),
             Err((what, error)) => {
                 self.take_back(py, ticket, what);
                 error.map_or(Ok(false), Err)
             }
+        }
+    }
+
+    /// Asks for the writer of an output back; `false` if the channel is full.
+    fn remove_writer(&self, ticket: u64, output: u32) -> PyResult<bool> {
+        match self.try_send(ticket, What::RemoveWriter { output }) {
+            Ok(()) => Ok(true),
+            Err((_, error)) => error.map_or(Ok(false), Err),
         }
     }
 
@@ -574,7 +583,7 @@ impl HotCore {
     fn load(
         &self,
         py: Python<'_>,
-        readers: Vec<(u64, Py<QueueReader>)>,
+        readers: Vec<(u64, u32, Py<QueueReader>)>,
         writers: Vec<(u32, Py<QueueWriter>)>,
         provisioner: &Bound<'_, Provisioner>,
         journal: Option<Py<QueueWriter>>,
@@ -602,16 +611,16 @@ impl HotCore {
         py: Python<'_>,
         cargo: &mut Cargo,
         (readers, writers, journal): (
-            Vec<(u64, Py<QueueReader>)>,
+            Vec<(u64, u32, Py<QueueReader>)>,
             Vec<(u32, Py<QueueWriter>)>,
             Option<(Py<QueueWriter>, Vec<u8>)>,
         ),
         provisioner: &Bound<'_, Provisioner>,
     ) -> PyResult<()> {
-        for (ticket, object) in readers {
+        for (ticket, tag, object) in readers {
             let native = self.take_reader(py, object.bind(py), provisioner)?;
             lock(&self.lent).readers.insert(ticket, (object, Arc::clone(native.endpoint())));
-            cargo.readers.push((ticket, native));
+            cargo.readers.push((ticket, tag, native));
         }
         for (output, object) in writers {
             let native = self.take_writer(py, object.bind(py), provisioner)?;
@@ -680,7 +689,10 @@ impl HotCore {
                 let lent = lock(&self.lent).writers_sent.remove(&ticket);
                 lent.map(|(object, _)| restore_writer(py, object, writer))
             }
-            What::Message { .. } | What::RemoveReader { .. } | What::Stop => None,
+            What::Message { .. }
+            | What::RemoveReader { .. }
+            | What::RemoveWriter { .. }
+            | What::Stop => None,
         }
     }
 
@@ -704,18 +716,17 @@ impl HotCore {
             lost.push(command.ticket);
             self.take_back(py, command.ticket, command.what);
         }
-        let readers = ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, reader));
+        let readers = ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, 0, reader));
         Cargo { readers: readers.collect(), writers: ended.writers, journal }
     }
 
     /// Restores every object from the cargo.
     fn give_back(&self, py: Python<'_>, cargo: Cargo) {
-        for (ticket, reader) in cargo.readers {
+        for (ticket, _, reader) in cargo.readers {
             self.restore_reader(py, ticket, reader);
         }
         for (output, writer) in cargo.writers {
-            let lent = lock(&self.lent).writers.remove(&output);
-            lent.map(|(object, _)| restore_writer(py, object, writer));
+            self.return_writer(py, output, writer);
         }
         if let Some((writer, _)) = cargo.journal {
             let object = lock(&self.lent).journal.take();
@@ -765,6 +776,11 @@ impl HotCore {
                 let old = self.exchange_writer(py, ticket, output, old);
                 convert::ack(py, "writer", ticket, times, (output, old).into_pyobject(py)?)
             }
+            Ack::WriterRemoved { ticket, times, output, writer } => {
+                let object = self.return_writer(py, output, writer);
+                let rest = (output, object).into_pyobject(py)?;
+                convert::ack(py, "writer_removed", ticket, times, rest)
+            }
             Ack::Refused { ticket, times, refusal, what } => {
                 let object = self.take_back(py, ticket, what);
                 let rest = (convert::refusal(refusal), object).into_pyobject(py)?;
@@ -791,6 +807,9 @@ impl HotCore {
             Ack::WriterAdded { ticket, output, old, .. } => {
                 self.exchange_writer(py, ticket, output, old);
             }
+            Ack::WriterRemoved { output, writer, .. } => {
+                self.return_writer(py, output, writer);
+            }
             Ack::Refused { ticket, what, .. } => {
                 self.take_back(py, ticket, what);
             }
@@ -816,6 +835,12 @@ impl HotCore {
         };
         let (object, _) = before?;
         old.map(|writer| restore_writer(py, object, writer))
+    }
+
+    /// The writer that an output had goes back into its object.
+    fn return_writer(&self, py: Python<'_>, output: u32, writer: Writer) -> Option<Py<PyAny>> {
+        let lent = lock(&self.lent).writers.remove(&output);
+        lent.map(|(object, _)| restore_writer(py, object, writer))
     }
 
     fn endpoints(&self) -> Vec<Arc<Endpoint>> {

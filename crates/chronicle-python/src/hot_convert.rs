@@ -63,6 +63,7 @@ pub fn refusal(refusal: Refusal) -> String {
         Refusal::NoSuchSource { source } => {
             format!("this hot thread has no source={source}; sources are numbered by `Added`")
         }
+        Refusal::NoWriter { output } => format!("output={output} has no writer"),
         Refusal::NoSuchOutput { output } => format!("this hot thread has no output={output}"),
     }
 }

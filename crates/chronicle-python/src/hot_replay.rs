@@ -45,11 +45,12 @@ impl Replay {
         &self,
         py: Python<'_>,
         source: u32,
+        tag: u32,
         reader: Option<&Bound<'_, QueueReader>>,
     ) -> PyResult<()> {
         self.core.with(py, |core| {
             let reader = reader.map(|reader| take(py, reader)).transpose()?;
-            core.set_source(source, reader);
+            core.set_source(source, tag, reader);
             Ok(())
         })
     }

@@ -6,6 +6,7 @@ Importing this package costs neither NumPy nor Numba; compiling does.
 # The layout, lowest first:
 #
 #   on, info, events, logs          what a handler is made of
+#   buffers, outputs                bytes of any length, and where a handler publishes
 #   spec, state, handler            what a class says, and the object that it is uncompiled
 #   functions                       functions for handlers, in both worlds
 #   rules, source, flow             the source net of the audit
@@ -21,17 +22,21 @@ Importing this package costs neither NumPy nor Numba; compiling does.
 
 from __future__ import annotations
 
+from chronicle.hot.buffers import Buffer, Bytes, Size
 from chronicle.hot.counters import CountersFile, read_counters
 from chronicle.hot.events import SourceAdded, SourceGap, SourceRemoved
 from chronicle.hot.functions import mix64, symbol_key
-from chronicle.hot.handler import Counter, Handler, HandlerLog, Output
+from chronicle.hot.handler import Counter, Handler, HandlerLog
 from chronicle.hot.info import SOURCE_NONE, Info
 from chronicle.hot.on import on
+from chronicle.hot.outputs import Output, Outputs, RawMessage, Slots
 from chronicle.hot.spec import Table, table
 from chronicle.hot.state import Cells, Rows
 
 __all__ = [
     "SOURCE_NONE",
+    "Buffer",
+    "Bytes",
     "Cells",
     "Counter",
     "CountersFile",
@@ -39,7 +44,11 @@ __all__ = [
     "HandlerLog",
     "Info",
     "Output",
+    "Outputs",
+    "RawMessage",
     "Rows",
+    "Size",
+    "Slots",
     "SourceAdded",
     "SourceGap",
     "SourceRemoved",

@@ -22,6 +22,7 @@ __all__ = [
     "Refused",
     "SourceFailed",
     "WriterAdded",
+    "WriterRemoved",
 ]
 
 
@@ -90,19 +91,52 @@ class ReaderRemoved(Ack):
 
 
 class WriterAdded(Ack):
-    """An output writes to another queue now. `old`, if there was one, is given back."""
+    """An output writes to another queue now. `old`, if there was one, is given back.
 
-    __slots__ = ("ticket", "sent_ns", "taken_ns", "output", "old")  # noqa: RUF023
+    `slot` says which one of a table of outputs.
+    """
+
+    __slots__ = ("ticket", "sent_ns", "taken_ns", "output", "old", "slot")  # noqa: RUF023
     ticket: int
     sent_ns: int
     taken_ns: int
     output: str
     old: QueueWriter | None
+    slot: int | None
 
     def __init__(
-        self, ticket: int, sent_ns: int, taken_ns: int, output: str, old: QueueWriter | None
+        self,
+        ticket: int,
+        sent_ns: int,
+        taken_ns: int,
+        output: str,
+        old: QueueWriter | None,
+        slot: int | None = None,
     ) -> None:
-        self._set(ticket, sent_ns, taken_ns, output, old)
+        self._set(ticket, sent_ns, taken_ns, output, old, slot)
+
+
+class WriterRemoved(Ack):
+    """An output has no writer any more; its Python object works again."""
+
+    __slots__ = ("ticket", "sent_ns", "taken_ns", "output", "writer", "slot")  # noqa: RUF023
+    ticket: int
+    sent_ns: int
+    taken_ns: int
+    output: str
+    writer: QueueWriter
+    slot: int | None
+
+    def __init__(
+        self,
+        ticket: int,
+        sent_ns: int,
+        taken_ns: int,
+        output: str,
+        writer: QueueWriter,
+        slot: int | None = None,
+    ) -> None:
+        self._set(ticket, sent_ns, taken_ns, output, writer, slot)
 
 
 class Refused(Ack):

@@ -16,6 +16,8 @@ from chronicle.hot.compile import build
 from chronicle.hot.handler import Handler
 from chronicle.hot.link import CORE, LIBM
 from chronicle.hot.machine import MachineReport, inspect_object
+from chronicle.hot.on import KIND_DATAGRAM
+from chronicle.hot.outputs import grouped
 from chronicle.hot.rules import Finding
 
 __all__ = ["Reach", "Verdict", "audit"]
@@ -27,7 +29,8 @@ class Reach(NamedTuple):
     Attributes
     ----------
     takes
-        Messages, commands and events, as ``Trade``, ``command SetLimit``, ``event SourceGap``.
+        Messages, commands and events, as ``Trade``, ``command SetLimit``, ``event SourceGap``; what
+        it takes as bytes, as ``datagram`` and ``bytes 33024``.
     hooks
         ``idle``, ``start`` and ``stop``, as far as it has them.
     functions
@@ -117,15 +120,18 @@ def audit(handler: type[Handler] | Handler, *, use_cache: bool = True) -> Verdic
     load_ns = time.perf_counter_ns() - started
     report = inspect_object(made.image)
     kinds = ("", "command ", "event ")
+    raw = tuple(
+        "datagram" if e.kind == KIND_DATAGRAM else f"bytes {e.type_id}" for e in spec.raw_entries
+    )
     return Verdict(
         spec.name,
         not report.findings,
         report.findings,
         Reach(
-            tuple(kinds[e.kind] + e.message.__name__ for e in spec.entries),
+            tuple(kinds[e.kind] + e.message.__name__ for e in spec.entries) + raw,
             tuple(spec.hooks),
             tuple((f.label, f.file, f.node.lineno) for f in made.found.functions.values()),
-            spec.outputs,
+            grouped(spec.outputs),
             *_called(report),
         ),
         report.code_bytes,

@@ -32,7 +32,9 @@ from chronicle.hot.spec import HandlerSpec, layout_of, state_dtype
 __all__ = ["Build", "build", "program_for"]
 
 ABI_VERSION: Final = 1
-_PARTS: Final = ("emit", "failures", "link", "lower", "machine", "state")
+_PARTS: Final = (
+    *("buffers", "emit", "failures", "link", "lower", "machine", "outputs", "state", "wire"),
+)
 """Modules, by the beginnings of their names, that decide what an object file is."""
 _lock: Final = threading.RLock()
 
@@ -211,7 +213,9 @@ def _key(spec: HandlerSpec, found: Translation) -> str:
         spec.name,
         [(*field[:6], layout_of(field.row) if field.row else None) for field in spec.state],
         spec.outputs,
+        sorted(spec.tables.items()),
         spec.counters,
+        spec.raw_entries,
         [(e.kind, e.method, e.takes_info, layout_of(e.message)) for e in spec.entries],
         sorted(spec.hooks.items()),
         found.sites,

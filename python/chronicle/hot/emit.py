@@ -23,19 +23,22 @@ from chronicle.hot.failures import Failure
 from chronicle.hot.frontend import PREFIX, Translation
 from chronicle.hot.link import target_machine
 from chronicle.hot.lower import primitive
+from chronicle.hot.lower_bytes import make_bytes
 from chronicle.hot.lower_target import make_dispatcher, target_context
 from chronicle.hot.lower_types import (
     I32,
     I64,
     POINTER,
+    BytesType,
     Emit,
     HandlerType,
     InfoType,
     RecordType,
     Session,
 )
+from chronicle.hot.on import KIND_DATAGRAM
 from chronicle.hot.rules import Finding, refused
-from chronicle.hot.spec import Entry, HandlerSpec, layout_of
+from chronicle.hot.spec import Entry, HandlerSpec, RawEntry, layout_of
 
 __all__ = ["Emitted", "emit"]
 
@@ -119,6 +122,9 @@ def _signatures(spec: HandlerSpec, handler: Any) -> Iterator[tuple[str, tuple[An
     for entry in spec.entries:
         record = RecordType(layout_of(entry.message), writable=False)
         yield entry.method, (handler, record, InfoType()) if entry.takes_info else (handler, record)
+    for raw in spec.raw_entries:
+        data = BytesType()
+        yield raw.method, (handler, data, InfoType()) if raw.takes_info else (handler, data)
     for method in spec.hooks.values():
         yield method, (handler,)
 
@@ -127,7 +133,7 @@ def _namespace(found: Translation) -> dict[str, Any]:
     """Return the globals of the rewritten functions: primitives, and each other."""
     space: dict[str, Any] = {"__name__": "chronicle.hot.compiled"}
     for name in sorted(found.primitives):
-        space[PREFIX + name] = primitive(name, found.messages)
+        space[PREFIX + name] = primitive(name, found)
     for name, translated in found.functions.items():
         # The front end made this tree, from syntax that it allows.
         exec(compile(translated.module(), translated.file, "exec", dont_inherit=True), space)
@@ -165,6 +171,15 @@ def _on_message(
     emit = Emit(target_context(), builder, context)
     type_id = builder.zext(emit.load_raw(message, MESSAGE_TYPE_ID, ir.IntType(16), align=4), I32)
     kind = builder.zext(emit.load_raw(message, MESSAGE_KIND, ir.IntType(16), align=2), I32)
+    for raw in spec.raw_entries:
+        if raw.kind == KIND_DATAGRAM:
+            # Before the switch: the line of a datagram stands where a type id does.
+            block = function.append_basic_block(raw.method)
+            others = function.append_basic_block("messages")
+            builder.cbranch(builder.icmp_unsigned("==", kind, I32(KIND_DATAGRAM)), block, others)
+            builder.position_at_end(block)
+            _take_bytes(builder, context, message, raw, compiled[raw.method])
+            builder.position_at_end(others)
     chosen = builder.or_(type_id, builder.shl(kind, I32(16)))
     unhandled = function.append_basic_block("unhandled")
     switch = builder.switch(chosen, unhandled)
@@ -175,6 +190,25 @@ def _on_message(
         switch.add_case(I32(entry.kind << 16 | entry.message.type_id), block)
         builder.position_at_end(block)
         _take(builder, context, message, entry, found, compiled[entry.method])
+    for raw in spec.raw_entries:
+        if raw.kind != KIND_DATAGRAM:
+            block = function.append_basic_block(raw.method)
+            switch.add_case(I32(raw.kind << 16 | raw.type_id), block)
+            builder.position_at_end(block)
+            _take_bytes(builder, context, message, raw, compiled[raw.method])
+
+
+def _take_bytes(
+    builder: ir.IRBuilder, context: Any, message: Any, raw: RawEntry, compiled: _Compiled
+) -> None:
+    """Call a method with the payload, whatever its length."""
+    emit = Emit(target_context(), builder, context)
+    length = builder.zext(emit.load_raw(message, MESSAGE_LEN_BYTES, I32, align=8), I64)
+    payload = emit.load_raw(message, MESSAGE_PAYLOAD, POINTER, align=8)
+    arguments = [context, make_bytes(emit, payload, length)]
+    if raw.takes_info:
+        arguments.append(message)
+    _call(builder, compiled, arguments)
 
 
 def _take(

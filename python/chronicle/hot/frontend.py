@@ -33,9 +33,10 @@ def translate(spec: HandlerSpec) -> Translation:
     CompileError
         If a source cannot be found.
     """
-    found = Translation({}, {}, [("", 0)], [], [], set(), {}, [False], [])
+    found = Translation({}, {}, [("", 0)], [], [], set(), {}, [False], [], {}, {})
     walk = Walk(spec, found)
-    for name in [*(entry.method for entry in spec.entries), *spec.hooks.values()]:
+    names = [entry.method for entry in spec.entries] + [raw.method for raw in spec.raw_entries]
+    for name in [*names, *spec.hooks.values()]:
         walk.method(name)
     while walk.queue:
         name, function, is_method = walk.queue.pop(0)

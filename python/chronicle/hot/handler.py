@@ -40,75 +40,39 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from chronicle._core import clock_ns
 from chronicle.errors import HandlerFailed, SchemaMismatch
+from chronicle.hot.buffers import Bytes
 from chronicle.hot.info import I64_MAX, Info
 from chronicle.hot.logs import ARGUMENTS_MAX, LEVELS, format_line, placeholders_count
-from chronicle.hot.on import KIND_COMMAND, KIND_DATA, KIND_EVENT, Mark, mark_of
+from chronicle.hot.on import (
+    KIND_COMMAND,
+    KIND_DATA,
+    KIND_DATAGRAM,
+    KIND_EVENT,
+    Mark,
+    mark_of,
+)
+from chronicle.hot.outputs import Output, Outputs
 from chronicle.hot.spec import HandlerSpec, read_spec, state_dtype
-from chronicle.hot.state import canonical_bytes, field_property, reading_class
+from chronicle.hot.state import field_property, reading_class
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Counter", "Handler", "HandlerLog", "Output"]
+__all__ = ["Counter", "Handler", "HandlerLog"]
 
 _LOG_RECORDS_MAX: Final = 65_536
-_KINDS: Final = {"data": KIND_DATA, "command": KIND_COMMAND, "event": KIND_EVENT}
-
-
-class _Writer(Protocol):
-    def append(self, type_id: int, payload: bytes, *, timestamp_ns: int | None = None) -> int: ...
-
-
-class Output:
-    """Where a handler publishes. Declared as ``signals: Output``.
-
-    A hot thread attaches a `QueueWriter`. In a unit test messages are collected in `published`,
-    unless `attach` gave a writer.
-    """
-
-    __slots__ = ("_handler", "_writer", "name", "published")
-
-    name: str
-    """The attribute's name."""
-    published: list[MessageBase]
-    """What was published while no writer was attached, oldest first."""
-
-    def __init__(self, name: str, handler: Handler | None = None) -> None:
-        self.name = name
-        self.published = []
-        self._writer: _Writer | None = None
-        self._handler = handler
-
-    def attach(self, writer: _Writer | None) -> None:
-        """Publish to this writer from now on; ``None`` collects again."""
-        self._writer = writer
-
-    def publish(self, message: MessageBase) -> int:
-        """Publish a message; return its sequence number.
-
-        Compiled, the number is 0 while the output has no writer; collected messages are counted
-        from 1.
-        """
-        if not isinstance(message, MessageBase):
-            raise TypeError(f"output {self.name!r} takes messages: value={message!r}")
-        data = canonical_bytes(message)
-        if self._writer is not None:
-            clock = self._handler._chronicle_clock if self._handler is not None else None
-            return self._writer.append(message.type_id, data, timestamp_ns=clock)
-        # A row or a view would change after the fact.
-        cls = type(message)
-        plain: Any = cls if "FIELDS" in cls.__dict__ else cls.__bases__[0]
-        self.published.append(plain.view(data))
-        return len(self.published)
-
-    def __repr__(self) -> str:
-        return f"<Output {self.name!r}: {len(self.published)} published>"
+_KINDS: Final = {
+    "data": KIND_DATA,
+    "command": KIND_COMMAND,
+    "event": KIND_EVENT,
+    "datagram": KIND_DATAGRAM,
+}
 
 
 class Counter:
@@ -197,7 +161,9 @@ class Handler:
     ======================================  ======================================================
     ``mean: f64 = 0.0``                     state: a number; also ``chars[8]``, ``array[f64, 64]``
     ``book: table[Level, 1024]``            state: records of a message class
+    ``held: Annotated[Buffer, Size(512)]``  state: room for bytes
     ``signals: Output``                     where it publishes
+    ``out: Annotated[Outputs, Slots(64)]``  a table of outputs: ``self.out[slot].publish(…)``
     ``seen: Counter``                       a number on show
     ``LIMIT = 100``, ``LIMIT: ClassVar``    a constant
     ======================================  ======================================================
@@ -227,7 +193,9 @@ class Handler:
         spec = read_spec(cls, Handler, Output, Counter, local_names)
         for name, value in list(cls.__dict__.items()):
             mark = mark_of(value)
-            if mark is not None and mark.message is not None:
+            if mark is not None and mark.takes_bytes:
+                setattr(cls, name, _viewing(value))
+            elif mark is not None and mark.message is not None:
                 setattr(cls, name, _reading(value, mark))
         for field in spec.state:
             setattr(cls, field.name, field_property(cls.__qualname__, field))
@@ -243,8 +211,11 @@ class Handler:
         fill(self, "_chronicle_clock", None)
         fill(self, "_chronicle_stop", False)
         fill(self, "log", HandlerLog(cls.__qualname__))
-        for name in spec.outputs:
-            fill(self, name, Output(name, self))
+        for number, name in enumerate(spec.outputs):
+            if not any(first <= number < first + n for first, n in spec.tables.values()):
+                fill(self, name, Output(name, self))
+        for name, (_, count) in spec.tables.items():
+            fill(self, name, Outputs(name, count, spec.name, self))
         for name in spec.counters:
             fill(self, name, Counter(name))
         for name, value in (spec.defaults | state).items():
@@ -333,18 +304,23 @@ class Handler:
         self._chronicle_state[:] = data
 
     def receive(
-        self, message: MessageBase, info: Info | None = None, *, kind: str = "data"
+        self,
+        message: MessageBase | Bytes | bytes | bytearray | memoryview,
+        info: Info | None = None,
+        *,
+        kind: str = "data",
     ) -> bool:
         """Call the method that takes this message, as the loop does.
 
         Parameters
         ----------
         message
-            Of any class with the type id that a method takes.
+            Of any class with the type id that a method takes; or bytes: then `info` says the type
+            id, or the line of a datagram.
         info
             For methods that want it; by default one with the message's type id.
         kind
-            ``data``, ``command`` or ``event``.
+            ``data``, ``command``, ``event`` or ``datagram``.
 
         Returns
         -------
@@ -352,21 +328,52 @@ class Handler:
             Whether there is such a method.
         """
         number = _KINDS[kind]
-        for entry in type(self).SPEC.entries:
-            if entry.kind == number and entry.message.type_id == message.type_id:
-                method = getattr(self, entry.method)
-                if entry.takes_info:
-                    method(message, info or Info(type_id=message.type_id))
-                else:
-                    method(message)
+        spec = type(self).SPEC
+        if isinstance(message, MessageBase):
+            type_id = message.type_id
+            info = info or Info(type_id=type_id)
+        else:
+            info = info or Info()
+            type_id = info.type_id
+        for entry in spec.entries:
+            if entry.kind == number and entry.message.type_id == type_id:
+                if not isinstance(message, MessageBase):
+                    message = entry.message.view(bytes(message))
+                self._call(entry.method, message, info if entry.takes_info else None)
+                return True
+        wanted = 0 if number == KIND_DATAGRAM else type_id
+        for raw in spec.raw_entries:
+            if raw.kind == number and raw.type_id == wanted:
+                data = message.pack() if isinstance(message, MessageBase) else message
+                view = data if isinstance(data, Bytes) else Bytes(data)
+                self._call(raw.method, view, info if raw.takes_info else None)
                 return True
         return False
+
+    def _call(self, name: str, message: MessageBase | Bytes, info: Info | None) -> None:
+        method = getattr(self, name)
+        if info is None:
+            method(message)
+        else:
+            method(message, info)
 
     def __repr__(self) -> str:
         shown = ", ".join(
             f"{field.name}={getattr(self, field.name)!r}" for field in type(self).SPEC.state
         )
         return f"{type(self).__qualname__}({shown})"
+
+
+def _viewing(function: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a method so that it is given nothing but `Bytes`."""
+
+    @wraps(function)
+    def method(self: Handler, data: Bytes, *info: Info) -> None:
+        if not isinstance(data, Bytes):
+            raise TypeError(f"method {function.__name__!r} takes Bytes: value={data!r}")
+        function(self, data, *info)
+
+    return method
 
 
 def _reading(function: Callable[..., None], mark: Mark) -> Callable[..., None]:

@@ -43,6 +43,7 @@ __all__ = [
     "decode_final",
     "decode_hand_off",
     "decode_head",
+    "decode_output",
     "encode_head",
     "encode_place",
     "layout_of_dtype",
@@ -85,19 +86,28 @@ class Place(Value):
         Of the reader; empty for writers and readers without a name.
     epoch
         Of the writer: counts the writers that the queue has had. 0 for readers.
+    tag
+        Of the source; 0 without one, and for writers.
     """
 
-    __slots__ = ("path", "queue_id", "next_seq", "name", "epoch")  # noqa: RUF023
+    __slots__ = ("path", "queue_id", "next_seq", "name", "epoch", "tag")  # noqa: RUF023
     path: str
     queue_id: str
     next_seq: int
     name: str
     epoch: int
+    tag: int
 
     def __init__(
-        self, path: str, queue_id: str, next_seq: int, name: str = "", epoch: int = 0
+        self,
+        path: str,
+        queue_id: str,
+        next_seq: int,
+        name: str = "",
+        epoch: int = 0,
+        tag: int = 0,
     ) -> None:
-        self._set(path, queue_id, next_seq, name, epoch)
+        self._set(path, queue_id, next_seq, name, epoch, tag)
 
 
 class StatePart(Value):
@@ -290,12 +300,12 @@ def boot_id() -> str:
 # --- Writing ---
 
 
-def encode_place(target: QueueReader | QueueWriter) -> bytes:
-    """Return the record of a reader or writer that is handed over."""
-    return json.dumps(_place_document(target)).encode()
+def encode_place(target: QueueReader | QueueWriter, *, tag: int = 0) -> bytes:
+    """Return the record of a reader, with its tag, or of a writer that is handed over."""
+    return json.dumps(_place_document(target, tag)).encode()
 
 
-def _place_document(target: Any) -> dict[str, object]:
+def _place_document(target: Any, tag: int = 0) -> dict[str, object]:
     import os
 
     document: dict[str, object] = {
@@ -307,6 +317,7 @@ def _place_document(target: Any) -> dict[str, object]:
         document["epoch"] = target.epoch
     else:
         document["name"] = target.name or ""
+        document["tag"] = tag
     return document
 
 
@@ -316,7 +327,7 @@ def encode_head(
     thread: str,
     handler: str,
     state: bytes,
-    readers: Iterable[QueueReader],
+    readers: Iterable[tuple[QueueReader, int]],
     writers: Mapping[int, QueueWriter],
 ) -> bytes:
     """Return the head of a run.
@@ -332,7 +343,7 @@ def encode_head(
     state
         What it starts with.
     readers
-        Sources, by number.
+        Sources, by number, each with its tag.
     writers
         By output.
     """
@@ -349,7 +360,7 @@ def encode_head(
         "layout": [_part_document(part) for part in layout],
         "outputs": list(program.outputs),
         "counters": list(program.counters),
-        "sources": [_place_document(reader) for reader in readers],
+        "sources": [_place_document(reader, tag) for reader, tag in readers],
         "writers": {
             program.outputs[number]: _place_document(writer) for number, writer in writers.items()
         },
@@ -473,6 +484,17 @@ def decode_hand_off(data: bytes) -> tuple[int, int, Place]:
     return number, before, _place(_document(data[_INPUT.size :], "hand-off"))
 
 
+def decode_output(data: bytes) -> tuple[int, int, Place | None]:
+    """Read what an output writes to from now on; as `decode_hand_off`.
+
+    ``None`` is an output that has no writer any more.
+    """
+    if len(data) == _INPUT.size:
+        _, _, number, before, _, _ = _INPUT.unpack(data)
+        return number, before, None
+    return decode_hand_off(data)
+
+
 def decode_final(data: bytes) -> Ended:
     """Read how a run ended.
 
@@ -552,6 +574,8 @@ def _place(source: object) -> Place:
         _number(source, "next_seq", _U64_MAX),
         "" if is_writer else _text(source, "name"),
         _number(source, "epoch", _U64_MAX) if is_writer else 0,
+        # Journals of before sources had tags have none.
+        _number(source, "tag", _U32_MAX) if "tag" in source else 0,
     )
 
 

@@ -20,6 +20,8 @@ from chronicle.hot.lower_types import (
     F64,
     I1,
     I64,
+    BufferType,
+    BytesType,
     CellsType,
     CharsType,
     Emit,
@@ -610,8 +612,12 @@ def _to_index(emit: Emit, values: list[Any], kinds: list[Any]) -> Any:
 def _len(a: Any) -> Any:
     if isinstance(a, CellsType | TableType | types.BaseTuple):
         return types.int64, lambda _emit, _values: I64(a.count)
+    if isinstance(a, BufferType):
+        return types.int64, lambda _emit, _values: I64(a.size)
+    if isinstance(a, BytesType):
+        return types.int64, lambda emit, values: emit.builder.extract_value(values[0], 1)
     if not isinstance(a, CharsType):
-        raise Refusal(f"len() of {describe(a)}", "use len() of arrays, tables and text")
+        raise Refusal(f"len() of {describe(a)}", "use len() of arrays, tables, text and bytes")
     return types.int64, lambda emit, values: text_length(emit.builder, values[0], a.width)
 
 

@@ -16,6 +16,7 @@ from chronicle.hot.logs import (
     TAG_TEXT,
     TEXT_BYTES_MAX,
 )
+from chronicle.hot.lower_bytes import append, check_output
 from chronicle.hot.lower_numbers import text_length
 from chronicle.hot.lower_target import primitive
 from chronicle.hot.lower_types import (
@@ -25,6 +26,7 @@ from chronicle.hot.lower_types import (
     I64,
     INFO_FIELDS,
     POINTER,
+    BufferType,
     CellsType,
     CharsType,
     Emit,
@@ -43,9 +45,8 @@ from chronicle.hot.lower_types import (
 from chronicle.hot.spec import Layout, layout_of
 from chronicle.message import NUMBERS, MessageBase
 
-__all__ = ["APPEND", "LOG", "RECORDS", "build", "fail", "get", "item", "set_", "text"]
+__all__ = ["LOG", "RECORDS", "build", "fail", "get", "item", "set_", "text"]
 
-APPEND: Final = "chr_hot_append"
 LOG: Final = "chr_hot_log"
 FLAG_STOP: Final = 1
 BUILT_ITEMS_MAX: Final = 256
@@ -111,6 +112,9 @@ def _state_reader(owner: HandlerType, name: str) -> tuple[Any, Any]:
         label = f"table {name!r} of handler {owner.owner!r}"
         kind = TableType(layout_of(field.row), field.count, label)
         return kind, lambda emit, _: emit.at(emit.state(), field.offset)
+    if field.kind == "buffer":
+        kind = BufferType(field.size_bytes, f"buffer {name!r} of handler {owner.owner!r}")
+        return kind, lambda emit, _: emit.at(emit.state(), field.offset)
     count = field.count if field.kind == "array" else None
     kind, load = _place_reader(
         field.type, field.offset, count, field.size_bytes, label, writable=True
@@ -150,6 +154,10 @@ def _writer(owner: Any, name: str, value: Any) -> Any:
         label = f"field {name!r} of handler {owner.owner!r}"
         if field.kind == "table":
             raise Refusal(f"assignment to the whole table {name!r}", "assign its rows one by one")
+        if field.kind == "buffer":
+            raise Refusal(
+                f"assignment to the buffer {name!r}", f"store into it: self.{name}.store(at, data)"
+            )
         count = field.count if field.kind == "array" else None
         store = _place_writer(field.type, field.offset, count, field.size_bytes, label, value)
         return lambda emit, _, given: store(emit, emit.state(), given)
@@ -487,7 +495,8 @@ def _store_message(emit: Emit, kind: RecordValueType, value: Any, pointer: Any) 
 
 
 @primitive
-def _publish(_handler: Any, _output: Any, message: Any, _site: Any) -> Any:
+def _publish(_handler: Any, output: Any, message: Any, _site: Any) -> Any:
+    check_output(output, "publish")
     if not isinstance(message, RecordType | RecordValueType):
         raise Refusal(
             f"publishing {describe(message)}", "publish a message: self.out.publish(Order(...))"
@@ -495,21 +504,12 @@ def _publish(_handler: Any, _output: Any, message: Any, _site: Any) -> Any:
     layout = message.layout
 
     def write(emit: Emit, values: Sequence[Any]) -> Any:
-        builder = emit.builder
         pointer = values[2]
         if isinstance(message, RecordValueType):
             pointer = emit.room(layout.size_bytes)
             _store_message(emit, message, values[2], pointer)
-        function = emit.declare(APPEND, I64, [POINTER, I32, I32, POINTER, I32])
-        number = builder.trunc(values[1], I32)
-        sequence = builder.call(
-            function,
-            [values[0], number, I32(layout.type_id), pointer, I32(layout.size_bytes)],
-        )
-        bad = builder.icmp_signed("<", sequence, I64(0))
-        text = f"message {layout.name!r} could not be published: code={{value}}"
-        emit.fail_if(bad, "HandlerFailed", text, sequence)
-        return sequence
+        type_id, size = I32(layout.type_id), I32(layout.size_bytes)
+        return append(emit, values[1], type_id, pointer, size, f"message {layout.name!r}")
 
     return types.int64, write
 

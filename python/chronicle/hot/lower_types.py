@@ -21,11 +21,14 @@ from chronicle.message import NUMBERS
 
 __all__ = [
     "NAMES",
+    "BufferType",
+    "BytesType",
     "CellsType",
     "CharsType",
     "Emit",
     "HandlerType",
     "InfoType",
+    "OutputType",
     "RecordType",
     "RecordValueType",
     "Refusal",
@@ -53,6 +56,7 @@ CONTEXT_FAIL_INFO: Final = 32
 CONTEXT_FAIL_CODE: Final = 40
 MESSAGE_TYPE_ID: Final = 12
 MESSAGE_SOURCE: Final = 16
+MESSAGE_TAG: Final = 20
 MESSAGE_SEQUENCE: Final = 24
 MESSAGE_TIMESTAMP: Final = 32
 
@@ -61,6 +65,8 @@ INFO_FIELDS: Final[dict[str, tuple[str, int]]] = {
     "timestamp_ns": ("u64", MESSAGE_TIMESTAMP),
     "source": ("u32", MESSAGE_SOURCE),
     "type_id": ("u16", MESSAGE_TYPE_ID),
+    "line": ("u16", MESSAGE_TYPE_ID),
+    "tag": ("u32", MESSAGE_TAG),
 }
 
 # Which NaN an operation gives is the processor's choice, so stores write this one.
@@ -177,6 +183,46 @@ class CharsType(types.Type):  # type: ignore[misc]
         NAMES[self.name] = describe(self)
 
 
+class BytesType(types.Type):  # type: ignore[misc]
+    """A view of bytes: where they are, and how many."""
+
+    def __init__(self) -> None:
+        super().__init__(name="chr.Bytes")
+        NAMES[self.name] = describe(self)
+
+
+class BufferType(types.Type):  # type: ignore[misc]
+    """A pointer to a buffer of the state."""
+
+    def __init__(self, size: int, label: str) -> None:
+        self.size = size
+        self.label = label
+        super().__init__(name=f"chr.Buffer{_digest(size, label)}")
+        NAMES[self.name] = describe(self)
+
+
+class OutputType(types.Type):  # type: ignore[misc]
+    """An output: its number."""
+
+    def __init__(self) -> None:
+        super().__init__(name="chr.Output")
+        NAMES[self.name] = describe(self)
+
+
+@register_model(OutputType)
+class _OutputModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        super().__init__(manager, fe_type, I64)
+
+
+@register_model(BytesType)
+class _BytesModel(models.StructModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        members = [("pointer", types.voidptr), ("length", types.int64)]
+        super().__init__(manager, fe_type, members)
+
+
+@register_model(BufferType)
 @register_model(HandlerType)
 @register_model(RecordType)
 @register_model(InfoType)
@@ -231,6 +277,12 @@ def describe(kind: Any) -> str:
             return f"a table of {kind.layout.name!r}"
         case CharsType():
             return f"text of {kind.width} bytes"
+        case BytesType():
+            return "bytes"
+        case BufferType():
+            return "a buffer"
+        case OutputType():
+            return "an output"
         case types.Boolean():
             return "a bool"
         case types.Integer():

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar, overload
 
+from chronicle.hot.buffers import Bytes
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
     from chronicle.hot.info import Info
 
-__all__ = ["KIND_COMMAND", "KIND_DATA", "KIND_EVENT", "Mark", "mark_of", "on"]
+__all__ = ["KIND_COMMAND", "KIND_DATA", "KIND_DATAGRAM", "KIND_EVENT", "Mark", "mark_of", "on"]
 
 KIND_DATA: Final = 0
 KIND_COMMAND: Final = 1
 KIND_EVENT: Final = 2
+KIND_DATAGRAM: Final = 3
 
 EVENT_TYPE_IDS: Final = range(65_001, 65_004)
 """Type ids of the events that the loop makes itself; see `chronicle.hot.events`."""
@@ -38,14 +40,22 @@ class Mark(NamedTuple):
     hook
         ``""`` for a message, else ``idle``, ``start`` or ``stop``.
     kind
-        0 data, 1 command, 2 event.
+        0 data, 1 command, 2 event, 3 datagram.
     message
-        The message class; ``None`` for hooks.
+        The message class; ``None`` for hooks, and for methods that take bytes.
+    type_id
+        Which messages a method takes as bytes; 0 for all others.
     """
 
     hook: str
     kind: int
     message: type[MessageBase] | None
+    type_id: int = 0
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the method gets `Bytes`."""
+        return self.kind == KIND_DATAGRAM or self.type_id != 0
 
 
 def mark_of(value: object) -> Mark | None:
@@ -98,7 +108,8 @@ class _On:
 
     ``@on.command(SetLimit)`` takes commands that the sidecar sends, ``@on(SourceGap)`` and its kin
     events of the loop, ``@on.idle`` is called when a turn found no message, ``@on.start`` and
-    ``@on.stop`` once each.
+    ``@on.stop`` once each. ``@on.datagram`` takes what a packet ring receives, and
+    ``@on.bytes(type_id)`` the messages of one type, of whatever length: both as `Bytes`.
 
     A method for messages takes the message and, if it wants one, an `Info`. It returns nothing.
 
@@ -126,6 +137,29 @@ class _On:
     def command(self, message: type[_Message]) -> _Takes[_Message]:
         """Mark the method that takes commands of this class."""
         return _Marker(Mark("", KIND_COMMAND, _message_class(message)))
+
+    def bytes(self, type_id: int) -> _Takes[Bytes]:
+        """Mark the method that takes messages of this type as `Bytes`, whatever their length."""
+        if not isinstance(type_id, int) or isinstance(type_id, bool):
+            raise TypeError(f"on.bytes(...) takes a type id, not {type_id!r}")
+        if not 1 <= type_id <= 0xFFFF or type_id in EVENT_TYPE_IDS:
+            raise ValueError(
+                f"on.bytes(...) takes the type id of messages: value={type_id} range=1..65535, "
+                "without those of events"
+            )
+        return _Marker(Mark("", KIND_DATA, None, int(type_id)))
+
+    @overload
+    def datagram(
+        self, method: Callable[[_Self, Bytes], None]
+    ) -> Callable[[_Self, Bytes], None]: ...
+    @overload
+    def datagram(
+        self, method: Callable[[_Self, Bytes, Info], None]
+    ) -> Callable[[_Self, Bytes, Info], None]: ...
+    def datagram(self, method: Any) -> Any:
+        """Mark the method that takes every datagram of the packet rings, as `Bytes`."""
+        return _marked(method, Mark("", KIND_DATAGRAM, None))
 
     def idle(self, method: _Hook) -> _Hook:
         """Mark the method that is called when a turn of the loop found nothing to do."""

@@ -31,11 +31,13 @@ from chronicle.hot.journal import (
     decode_final,
     decode_hand_off,
     decode_head,
+    decode_output,
     layout_of_dtype,
     state_parts,
     versions,
 )
 from chronicle.hot.on import KIND_COMMAND, KIND_DATA, KIND_EVENT
+from chronicle.hot.outputs import grouped, is_slot
 from chronicle.hot.program import Program, as_program, handler_path, import_handler
 from chronicle.hot.replay_report import (
     INPUT_KINDS,
@@ -177,6 +179,7 @@ class _Again:
         self._queues: dict[str, Queue] = {}
         self._sources: dict[int, str] = {}
         self._places: dict[str, Place] = {}
+        self._written: set[str] = set()
         self._ends_here = False
         self._state: Literal["identical", "different", "not compared"] = "not compared"
         self._reproduced = False
@@ -297,7 +300,7 @@ class _Again:
                 "the handler is unaudited: whatever it reads besides its inputs is not in a journal"
             )
         for what, then, now_names in (
-            ("outputs", head.outputs, program.outputs),
+            ("outputs", grouped(head.outputs), grouped(program.outputs)),
             ("counters", head.counters, program.counters),
         ):
             if set(then) != set(now_names):
@@ -334,7 +337,7 @@ class _Again:
             )
         if reader is not None:
             self._check_schema(what, path)
-        self.core.set_source(number, reader)
+        self.core.set_source(number, place.tag, reader)
 
     def _check_schema(self, what: str, path: str) -> None:
         """Tell of classes that the handler takes and the queue has in another layout."""
@@ -346,8 +349,15 @@ class _Again:
                     f"{what} has {cls.__name__} in another layout than the handler takes"
                 )
 
-    def _set_output(self, output: _Output, place: Place) -> None:
+    def _set_output(self, output: _Output, place: Place | None) -> None:
+        if place is None:
+            # It has no writer any more.
+            self._places.pop(output.name, None)
+            if output.number is not None:
+                self.core.set_output(output.number, 0, None)
+            return
         self._places[output.name] = place
+        self._written.add(output.name)
         if output.number is None:
             return
         what = f"output '{output.name}' ('{place.path}')"
@@ -436,13 +446,13 @@ class _Again:
             number, _, place = decode_hand_off(data)
             self._set_source(number, place)
         elif type_id == JOURNAL_OUTPUT:
-            number, before, place = decode_hand_off(data)
+            number, before, to = decode_output(data)
             if number >= len(self._outputs):
                 raise DecodeError(f"record seq={seq} of the journal has no output={number}")
             output = self._outputs[number]
             if before:
                 self._check_count(output, before)
-            self._set_output(output, place)
+            self._set_output(output, to)
         elif type_id == JOURNAL_FINAL:
             self._final(decode_final(data))
         elif type_id == JOURNAL_HEAD:
@@ -676,6 +686,8 @@ class _Again:
         found = self.core.outputs()
         outputs = []
         for output in self._outputs:
+            if is_slot(output.name) and output.name not in self._written:
+                continue  # A slot that never had a writer.
             equal = skipped = 0
             if output.number is not None:
                 _, equal, skipped, gap = found[output.number]

@@ -214,6 +214,13 @@ class Rewriter(Expressions):
             if field is None:
                 self.refuse_store(target)
                 return []
+            if field.kind == "buffer":
+                self.refuse(
+                    target,
+                    f"assignment to the buffer {target.attr!r}",
+                    f"store bytes into it: self.{target.attr}.store(at, data)",
+                )
+                return []
             if field.kind == "table":
                 self.refuse(
                     target,
@@ -227,7 +234,8 @@ class Rewriter(Expressions):
         """Say why ``self.<name>`` cannot be stored into."""
         name = target.attr
         known = [field.name for field in self.spec.state]
-        if name in (*self.spec.outputs, *self.spec.counters) or hasattr(Handler, name):
+        members = (*self.spec.outputs, *self.spec.tables, *self.spec.counters)
+        if name in members or hasattr(Handler, name):
             self.refuse(
                 target,
                 f"assignment to self.{name}",

@@ -13,6 +13,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from chronicle.hot import functions
+from chronicle.hot.buffers import READS, TEXT_BYTES_MAX
 from chronicle.hot.handler import Handler
 from chronicle.hot.logs import ARGUMENTS_MAX, LEVELS, placeholders_count
 from chronicle.hot.program import LogSite
@@ -32,12 +33,23 @@ from chronicle.hot.rules import (
     REFUSED_MODULES,
     REFUSED_SYNTAX,
 )
+from chronicle.hot.wire import WireTable
 from chronicle.message import MessageBase
 
 __all__ = ["Calls"]
 
 _HELPERS: Final[dict[Any, str]] = {functions.symbol_key: "symbol_key", functions.mix64: "mix64"}
 _DEFINE: Final = "define it as a method of the class"
+_VIEWING: Final[dict[str, int]] = {
+    **dict.fromkeys(READS, 1),
+    "chars": 2,
+    "padded": 2,
+    "part": 2,
+    "store": 2,
+    "view": 2,
+    "move": 3,
+}
+"""Methods of `Bytes` and `Buffer`, and how many arguments they take."""
 
 
 class Calls(Rewriting):
@@ -56,13 +68,20 @@ class Calls(Rewriting):
             if isinstance(func.value, ast.Attribute) and self.is_self(func.value.value):
                 member = func.value.attr
                 if member in self.spec.outputs:
-                    return self.output_call(node, member, func.attr)
+                    return self.output_call(node, f"self.{member}", func)
                 if member in self.spec.counters:
                     return self.counter_call(node, member, func.attr)
                 if member == "log":
                     return self.log_call(node, func.attr)
+            table = self.static(func.value)
+            if isinstance(table, WireTable):
+                return self.wire_call(node, table, func.attr)
         value = self.static(func)
         if value is MISSING:
+            if isinstance(func, ast.Attribute) and func.attr in ("publish", "publish_bytes"):
+                return self.output_call(node, ast.unparse(func.value), func)
+            if isinstance(func, ast.Attribute) and func.attr in _VIEWING:
+                return self.view_call(node, func)
             return self.unknown_call(node)
         return self.static_call(node, value, ast.unparse(func))
 
@@ -246,6 +265,8 @@ class Calls(Rewriting):
             special = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
             if isinstance(special, str) and special.lower() in ("inf", "-inf", "nan"):
                 return ast.Constant(float(special))
+        if name == "len" and len(node.args) == 1 and (table := self.outputs_table(node.args[0])):
+            return ast.Constant(table[1])
         (argument,) = self.positional(node, 1)
         if name in ("abs", "int", "round"):
             return self.checked(node, name, argument)
@@ -317,7 +338,8 @@ class Calls(Rewriting):
             return self.primitive("stop", load(HANDLER))
         if name == "fail":
             return self.refuse(node, "self.fail(...) in an expression", "make it a statement")
-        if name in (*self.spec.outputs, *self.spec.counters, "log") or self.spec.field(name):
+        members = (*self.spec.outputs, *self.spec.tables, *self.spec.counters, "log")
+        if name in members or self.spec.field(name):
             return self.refuse(node, f"a call of self.{name}", "it is a field, not a method")
         raw = lookup(self.spec.cls, name)
         if raw is MISSING:
@@ -341,15 +363,49 @@ class Calls(Rewriting):
         arguments = self.bound(node, plain, f"self.{name}", skip=1)
         return ast.Call(load(made), [load(HANDLER), *arguments], [])
 
-    def output_call(self, node: ast.Call, output: str, method: str) -> ast.expr:
-        """Rewrite ``self.<output>.publish(message)``."""
-        if method != "publish":
+    def output_call(self, node: ast.Call, name: str, func: ast.Attribute) -> ast.expr:
+        """Rewrite ``self.<output>.publish(message)``, and that of an output in a variable."""
+        if func.attr not in ("publish", "publish_bytes"):
             return self.refuse(
-                node, f"self.{output}.{method}", f"an output has publish: self.{output}.publish(m)"
+                node, f"{name}.{func.attr}", f"an output has publish: {name}.publish(m)"
             )
-        (message,) = self.positional(node, 1)
-        number = ast.Constant(self.spec.outputs.index(output))
-        return self.checked(node, "publish", number, message)
+        output = self.expr(func.value)
+        count = 1 if func.attr == "publish" else 2
+        return self.checked(node, func.attr, output, *self.positional(node, count))
+
+    def view_call(self, node: ast.Call, func: ast.Attribute) -> ast.expr:
+        """Rewrite a call on bytes or on a buffer, such as ``data.u16(at)``."""
+        name = func.attr
+        owner = self.expr(func.value)
+        if name in ("chars", "padded"):
+            if node.keywords or len(node.args) != 2:
+                return self.refuse(node, f"a call of .{name} in this form", "pass at and length")
+            length = self.constant_int(node.args[1])
+            if length is None or not 1 <= length <= TEXT_BYTES_MAX:
+                return self.refuse(
+                    node,
+                    f".{name}() with a length that is no constant from 1 to {TEXT_BYTES_MAX}",
+                    f"write a number, data.{name}(at, {TEXT_BYTES_MAX}); text is one integer",
+                )
+            return self.checked(node, f"{name}_{length}", owner, self.expr(node.args[0]))
+        prefix = "buffer" if name in ("store", "view", "move") else "bytes"
+        arguments = self.positional(node, _VIEWING[name])
+        return self.checked(node, f"{prefix}_{name}", owner, *arguments)
+
+    def constant_int(self, node: ast.expr) -> int | None:
+        """Return the integer that an expression is, if that is known."""
+        value = node.value if isinstance(node, ast.Constant) else self.static(node)
+        if value is MISSING and isinstance(node, ast.Attribute) and self.is_self(node.value):
+            value = getattr(self.spec.cls, node.attr, MISSING)
+        return value if type(value) is int else None
+
+    def wire_call(self, node: ast.Call, table: WireTable, method: str) -> ast.expr:
+        """Rewrite ``TABLE.publish(output, data, at, length)``."""
+        if method != "publish":
+            return self.refuse(node, f"{method}() of a wire table", "call publish")
+        name = f"wire_{table.digest}"
+        self.out.wires[name] = table
+        return self.checked(node, name, *self.positional(node, 4))
 
     def counter_call(self, node: ast.Call, counter: str, method: str) -> ast.expr:
         """Rewrite ``self.<counter>.add(amount)``."""

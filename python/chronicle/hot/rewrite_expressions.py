@@ -7,6 +7,7 @@ import difflib
 from typing import Final
 
 from chronicle.hot.handler import Handler
+from chronicle.hot.outputs import outputs_label
 from chronicle.hot.rewrite_calls import Calls
 from chronicle.hot.rewrite_names import (
     HANDLER,
@@ -102,6 +103,14 @@ class Expressions(Calls):
         ):
             number = ast.Constant(self.spec.counters.index(inner.attr))
             return self.primitive("counted", load(HANDLER), number)
+        if isinstance(inner, ast.Attribute) and self.is_self(inner.value):
+            name = inner.attr
+            if name in self.spec.outputs:
+                return self.refuse(
+                    node,
+                    f"output self.{name}.{node.attr}",
+                    f"an output has publish: self.{name}.publish(m)",
+                )
         return self.attribute(node, self.expr(inner))
 
     def self_attribute(self, node: ast.Attribute) -> ast.expr:
@@ -113,8 +122,10 @@ class Expressions(Calls):
             self.out.uses_clock[0] = True
             return self.primitive("now_ns", load(HANDLER))
         if name in self.spec.outputs:
+            return self.primitive(f"output_{self.spec.outputs.index(name)}")
+        if name in self.spec.tables:
             return self.refuse(
-                node, f"output self.{name} as a value", f"call self.{name}.publish(message)"
+                node, f"the outputs self.{name} as a value", f"name one of them: self.{name}[slot]"
             )
         if name in self.spec.counters:
             return self.refuse(
@@ -126,7 +137,8 @@ class Expressions(Calls):
             return self.refuse(node, f"self.{name} as a value", "name a field, or call a method")
         value = getattr(self.spec.cls, name, MISSING)
         if value is MISSING:
-            known = [f.name for f in self.spec.state] + [*self.spec.outputs, *self.spec.counters]
+            names = [*self.spec.outputs, *self.spec.tables, *self.spec.counters]
+            known = [f.name for f in self.spec.state] + names
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean self.{close[0]}? Else " if close else ""
             return self.refuse(
@@ -138,7 +150,17 @@ class Expressions(Calls):
             return self.refuse(node, f"method self.{name} as a value", "call it")
         return self.global_value(node, value, f"self.{name}")
 
+    def output_slot(self, node: ast.Subscript, table: str) -> ast.expr:
+        """Read one of a table of outputs."""
+        first, count = self.spec.tables[table]
+        name = f"slot_{first}_{count}_{table}"
+        self.out.tables[name] = (first, count, outputs_label(table, self.spec.name))
+        return self.checked(node, name, self.expr(node.slice))
+
     def _at_subscript(self, node: ast.Subscript) -> ast.expr:
+        if self.outputs_table(node.value) is not None:
+            assert isinstance(node.value, ast.Attribute)  # ``self.<table>``.
+            return self.output_slot(node, node.value.attr)
         owner = self.expr(node.value)
         index = node.slice
         if isinstance(index, ast.Tuple):

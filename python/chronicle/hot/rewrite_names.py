@@ -20,6 +20,7 @@ from chronicle.hot.program import LogSite
 from chronicle.hot.rules import REFUSED_BUILTINS, Finding
 from chronicle.hot.source import where
 from chronicle.hot.spec import HandlerSpec
+from chronicle.hot.wire import WireTable
 from chronicle.message import MessageBase
 
 __all__ = ["HANDLER", "PREFIX", "Rewriting", "Translated", "Translation", "Walk"]
@@ -90,6 +91,11 @@ class Translation(NamedTuple):
         Whether the handler reads its clock.
     findings
         What the source net caught.
+    tables
+        Tables of outputs that are used, by the name of their primitive: the first number, how many
+        slots, what they are called.
+    wires
+        Tables of wire layouts that are used, by the name of their primitive.
     """
 
     functions: dict[str, Translated]
@@ -101,6 +107,8 @@ class Translation(NamedTuple):
     messages: dict[str, type[MessageBase]]
     uses_clock: list[bool]
     findings: list[Finding]
+    tables: dict[str, tuple[int, int, str]]
+    wires: dict[str, WireTable]
 
 
 class Walk:
@@ -314,6 +322,12 @@ class Rewriting(ABC):
                 and self.is_self(node.value)
             )
         return isinstance(node, ast.Name) and node.id == self.self_name is not None
+
+    def outputs_table(self, node: ast.expr) -> tuple[int, int] | None:
+        """Return the first number and the count of a table of outputs, if that is what this is."""
+        if isinstance(node, ast.Attribute) and self.is_self(node.value):
+            return self.spec.tables.get(node.attr)
+        return None
 
     def attribute(self, node: ast.Attribute, owner: ast.expr) -> ast.expr:
         """Read a field of something."""

@@ -19,12 +19,15 @@ from typing import (
     ClassVar,
     Final,
     NamedTuple,
+    TypeAlias,
     get_args,
     get_origin,
     get_type_hints,
 )
 
-from chronicle.hot.on import mark_of
+from chronicle.hot.buffers import Size
+from chronicle.hot.on import KIND_DATAGRAM, mark_of
+from chronicle.hot.outputs import Outputs, Slots, slot_name
 from chronicle.message import NUMBERS, Array, Chars, MessageBase, Number
 from chronicle.values import Value
 
@@ -35,6 +38,7 @@ __all__ = [
     "Entry",
     "HandlerSpec",
     "Layout",
+    "RawEntry",
     "StateField",
     "Table",
     "layout_of",
@@ -115,13 +119,13 @@ class StateField(NamedTuple):
     name
         Attribute name.
     kind
-        ``number``, ``chars``, ``array`` or ``table``.
+        ``number``, ``chars``, ``array``, ``table`` or ``buffer``.
     type
-        A number's name, ``chars``, or the name of the row's class.
+        A number's name, ``chars``, or the name of the row's class; ``u8`` of a buffer.
     offset
         Bytes from the start of the state.
     count
-        1, the width of text, the length of an array, or the rows of a table.
+        1, the width of text, the length of an array or a buffer, or the rows of a table.
     size_bytes
         Bytes that the field takes.
     row
@@ -158,6 +162,27 @@ class Entry(NamedTuple):
     takes_info: bool
 
 
+class RawEntry(NamedTuple):
+    """One method that takes bytes.
+
+    Attributes
+    ----------
+    kind
+        0 data, 3 datagram.
+    type_id
+        Of the messages that it takes; 0 of datagrams.
+    method
+        Its name.
+    takes_info
+        Whether it has the parameter `info`.
+    """
+
+    kind: int
+    type_id: int
+    method: str
+    takes_info: bool
+
+
 class HandlerSpec(NamedTuple):
     """Everything that a handler class says.
 
@@ -168,9 +193,14 @@ class HandlerSpec(NamedTuple):
     state, state_bytes
         The fields of its state, and their size.
     outputs, counters
-        Names, in the order of their declaration; a number in compiled code is an index here.
+        Names, in the order of their declaration; a number in compiled code is an index here. Each
+        slot of a table of outputs has its own.
+    tables
+        Tables of outputs by name: the number of the first slot, and how many there are.
     entries
-        The methods that take messages.
+        The methods that take messages of a class.
+    raw_entries
+        The methods that take bytes.
     hooks
         Method names by ``idle``, ``start`` and ``stop``.
     defaults
@@ -184,8 +214,10 @@ class HandlerSpec(NamedTuple):
     state: tuple[StateField, ...]
     state_bytes: int
     outputs: tuple[str, ...]
+    tables: dict[str, tuple[int, int]]
     counters: tuple[str, ...]
     entries: tuple[Entry, ...]
+    raw_entries: tuple[RawEntry, ...]
     hooks: dict[str, str]
     defaults: dict[str, Any]
     hints: dict[str, Any]
@@ -220,8 +252,9 @@ def read_spec(
     inherited = get_type_hints(base, include_extras=True)
     reserved = frozenset(dir(base)) | inherited.keys()
     outputs: list[str] = []
+    tables: dict[str, tuple[int, int]] = {}
     counters: list[str] = []
-    kinds: list[tuple[str, Number | Chars | Array | Table]] = []
+    kinds: list[tuple[str, _Kind]] = []
     for name, hint in hints.items():
         is_constant = hint is ClassVar or get_origin(hint) is ClassVar
         if is_constant or inherited.get(name) == hint:
@@ -231,10 +264,13 @@ def read_spec(
             outputs.append(name)
         elif hint is counter:
             counters.append(name)
+        elif (slots := _slots(cls, name, hint)) is not None:
+            tables[name] = (len(outputs), slots)
+            outputs += [slot_name(name, slot) for slot in range(slots)]
         else:
             kinds.append((name, _kind(cls, name, hint)))
     state, state_bytes = _lay_out(cls, kinds)
-    entries, hooks = _methods(cls, base)
+    entries, raw_entries, hooks = _methods(cls, base)
     defaults = {f.name: d for f in state if (d := _default(cls, f.name)) is not _NONE}
     return HandlerSpec(
         cls,
@@ -242,8 +278,10 @@ def read_spec(
         state,
         state_bytes,
         tuple(outputs),
+        tables,
         tuple(counters),
         entries,
+        raw_entries,
         hooks,
         defaults,
         hints,
@@ -273,6 +311,21 @@ def _hints(cls: type, local_names: dict[str, Any]) -> dict[str, Any]:
 
 
 _NONE: Final = object()
+_Kind: TypeAlias = Number | Chars | Array | Table | Size
+
+
+def _slots(cls: type, name: str, hint: object) -> int | None:
+    """Return how many slots a table of outputs has; ``None`` if the hint declares none."""
+    plain, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if plain is not Outputs:
+        return None
+    found = [extra for extra in extras if isinstance(extra, Slots)]
+    if len(found) != 1:
+        raise TypeError(
+            f"outputs {name!r} of handler {cls.__qualname__!r} do not say how many they are; "
+            f"write {name}: Annotated[Outputs, Slots(256)]"
+        )
+    return found[0].slots_max
 
 
 def _default(cls: type, name: str) -> Any:
@@ -301,17 +354,18 @@ def _check_name(cls: type, name: str, reserved: frozenset[str]) -> None:
         )
 
 
-def _kind(cls: type, name: str, hint: object) -> Number | Chars | Array | Table:
+def _kind(cls: type, name: str, hint: object) -> _Kind:
     found: list[Any] = []
     if get_origin(hint) is Annotated:
-        found = [k for k in get_args(hint)[1:] if isinstance(k, Number | Chars | Array | Table)]
+        found = [k for k in get_args(hint)[1:] if isinstance(k, _Kind)]
     if len(found) != 1:
         raise TypeError(
             f"field {name!r} of handler {cls.__qualname__!r} has no fixed layout: "
             f"annotation={hint!r}; use i8 to u64, f32, f64, bool_, chars[n], array[f64, n], "
-            "table[Message, n], Output or Counter, or ClassVar for a constant"
+            "table[Message, n], Annotated[Buffer, Size(n)], Output, Counter, "
+            "Annotated[Outputs, Slots(n)], or ClassVar for a constant"
         )
-    kind: Number | Chars | Array | Table = found[0]
+    kind: _Kind = found[0]
     return kind
 
 
@@ -320,9 +374,7 @@ def _alignment(row: type[MessageBase]) -> int:
     return max(sizes, default=1)
 
 
-def _lay_out(
-    cls: type, kinds: list[tuple[str, Number | Chars | Array | Table]]
-) -> tuple[tuple[StateField, ...], int]:
+def _lay_out(cls: type, kinds: list[tuple[str, _Kind]]) -> tuple[tuple[StateField, ...], int]:
     fields: list[StateField] = []
     end = 0
     for name, kind in kinds:
@@ -341,6 +393,9 @@ def _lay_out(
                 row = kind.row
                 field_kind, type_name, count = "table", row.__name__, kind.count
                 alignment, size = _alignment(row), row.size_bytes * kind.count
+            case Size():
+                field_kind, type_name, count = "buffer", "u8", kind.bytes_max
+                alignment, size = STATE_ALIGNMENT, kind.bytes_max
         offset = -(-end // alignment) * alignment
         fields.append(StateField(name, field_kind, type_name, offset, count, size, row))
         end = offset + size
@@ -352,18 +407,30 @@ def _lay_out(
     return tuple(fields), -(-end // STATE_ALIGNMENT) * STATE_ALIGNMENT
 
 
-def _methods(cls: type, base: type) -> tuple[tuple[Entry, ...], dict[str, str]]:
+def _methods(
+    cls: type, base: type
+) -> tuple[tuple[Entry, ...], tuple[RawEntry, ...], dict[str, str]]:
     names: dict[str, None] = {}
     for parent in reversed(cls.__mro__):
         if parent is not base and parent is not object:
             names.update(dict.fromkeys(parent.__dict__))
     entries: dict[tuple[int, int], Entry] = {}
+    raw_entries: dict[tuple[int, int], RawEntry] = {}
     hooks: dict[str, str] = {}
     for name in names:
         value = getattr(cls, name)
         mark = mark_of(value)
         if mark is None:
             _check_override(cls, name)
+            continue
+        if mark.takes_bytes:
+            takes_info = _check_parameters(cls, value, ("data",))
+            key = (mark.kind, mark.type_id)
+            taken = raw_entries.get(key) or entries.get(key)
+            if taken is not None:
+                what = "on.datagram" if mark.kind == KIND_DATAGRAM else f"on.bytes({mark.type_id})"
+                raise TypeError(_twice(cls, what, taken.method, name))
+            raw_entries[key] = RawEntry(*key, name, takes_info)
             continue
         if mark.message is None:
             if mark.hook in hooks:
@@ -373,11 +440,12 @@ def _methods(cls: type, base: type) -> tuple[tuple[Entry, ...], dict[str, str]]:
             continue
         takes_info = _check_parameters(cls, value, ("message",))
         key = (mark.kind, mark.message.type_id)
-        if key in entries:
+        taken = entries.get(key) or raw_entries.get(key)
+        if taken is not None:
             what = f"on({mark.message.__name__})"
-            raise TypeError(_twice(cls, what, entries[key].method, name))
+            raise TypeError(_twice(cls, what, taken.method, name))
         entries[key] = Entry(mark.kind, mark.message, name, takes_info)
-    return tuple(entries.values()), hooks
+    return tuple(entries.values()), tuple(raw_entries.values()), hooks
 
 
 def _check_override(cls: type, name: str) -> None:
@@ -410,7 +478,7 @@ def _check_parameters(cls: type, function: Any, extra: tuple[str, ...]) -> bool:
         or code.co_kwonlyargcount
         or code.co_flags & 0x0C
     ):
-        shape = "(self, message) or (self, message, info)" if extra else "(self)"
+        shape = f"(self, {extra[0]}) or (self, {extra[0]}, info)" if extra else "(self)"
         raise TypeError(
             f"method {plain.__name__!r} of handler {cls.__qualname__!r} must take {shape}"
         )
@@ -427,7 +495,7 @@ def state_dtype(spec: HandlerSpec) -> np.dtype[np.void]:
             formats.append(NUMBERS[field.type].numpy)
         elif field.kind == "chars":
             formats.append(f"S{field.count}")
-        elif field.kind == "array":
+        elif field.kind in ("array", "buffer"):
             formats.append((NUMBERS[field.type].numpy, (field.count,)))
         else:
             assert field.row is not None  # A table has rows.

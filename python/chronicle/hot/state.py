@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from operator import index as as_index
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from chronicle.hot.buffers import Buffer
 from chronicle.hot.info import I64_MAX
 from chronicle.message import NUMBERS, MessageBase, Number
 
@@ -358,6 +359,16 @@ def _row_property(owner: str, field: Any) -> property:
 def field_property(owner: str, field: StateField) -> property:
     """Return the property of a handler's class for one field of its state."""
     offset, size = field.offset, field.size_bytes
+    if field.kind == "buffer":
+        label = f"buffer {field.name!r} of handler {owner!r}"
+
+        def buffer(self: Any) -> Buffer:
+            return Buffer(self._chronicle_state[offset : offset + size], label)
+
+        def keep(_self: Any, _value: Any) -> None:
+            raise TypeError(f"{label} cannot be replaced; store bytes into it")
+
+        return property(buffer, keep)
     if field.kind == "table":
         row = field.row
         assert row is not None  # A table has rows.

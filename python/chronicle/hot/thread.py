@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
 
 from chronicle._core import HotCore, Provisioner
-from chronicle.channel import AddReader, AddWriter, RemoveReader, Stop
+from chronicle.channel import AddReader, AddWriter, RemoveReader, RemoveWriter, Stop
 from chronicle.errors import (
     BadArgument,
     ChannelFull,
@@ -40,16 +40,19 @@ from chronicle.hot.acks import (
     Refused,
     SourceFailed,
     WriterAdded,
+    WriterRemoved,
 )
 from chronicle.hot.guard import GuardMode, GuardReport
 from chronicle.hot.journal import encode_head, encode_place
 from chronicle.hot.kernel import core_interrupts, thread_counters
 from chronicle.hot.meter import Histogram, HotStatus
+from chronicle.hot.outputs import OutputNames
 from chronicle.hot.program import Program, as_program, handler_path
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
     from chronicle.hot.counters import CountersFile
+    from chronicle.hot.outputs import Given
     from chronicle.queue import QueueReader, QueueWriter
 
 __all__ = ["HotThread"]
@@ -87,9 +90,10 @@ class HotThread:
         A `chronicle.Handler` (compiled and audited), a `NativeHandler`, or a callable that takes a
         `Message` (it takes the interpreter lock per batch of messages).
     readers
-        Sources to begin with.
+        Sources to begin with; ``AddReader(reader, tag=7)`` for one with a tag.
     outputs
-        Writers by the names that the handler gives its outputs.
+        Writers by the names that the handler gives its outputs; of a table of outputs a dict by
+        slot, or a sequence in which ``None`` is a slot without a writer.
     name
         Role name: the thread is ``chr-hot:<name>`` in ``top -H``, its log is
         ``chronicle.hot.<name>``.
@@ -147,8 +151,8 @@ class HotThread:
         self,
         handler: Any,
         *,
-        readers: Iterable[QueueReader] = (),
-        outputs: Mapping[str, QueueWriter] | None = None,
+        readers: Iterable[QueueReader | AddReader] = (),
+        outputs: Mapping[str, Given] | None = None,
         name: str | None = None,
         core: int | None = None,
         wait: Literal["spin", "hybrid", "sleep"] = "spin",
@@ -184,8 +188,9 @@ class HotThread:
         _check_range("commands_max", commands_max, 1, 1 << 20)
         _check_range("log_records", log_records, 1, 1 << 24)
         _check_range("spin_ns", spin_ns, 0, 1 << 40)
-        self._readers = list(readers)
-        self._outputs = {self._output(key): writer for key, writer in (outputs or {}).items()}
+        self._readers = [r if isinstance(r, AddReader) else AddReader(r) for r in readers]
+        self._output_names = OutputNames(program.outputs)
+        self._outputs = self._output_names.of_given(outputs or {})
         self._journal = journal
         self._provisioner = provisioner
         self._own_provisioner: Provisioner | None = None
@@ -258,7 +263,7 @@ class HotThread:
             provisioner = self._provisioner
             if provisioner is None:
                 provisioner = self._own_provisioner = Provisioner()
-            readers = [(next(self._tickets), reader) for reader in self._readers]
+            readers = [(next(self._tickets), each.tag, each.reader) for each in self._readers]
             head = self._journal_head() if self._journal is not None else b""
             try:
                 warnings, failure = self._core.start(
@@ -272,7 +277,7 @@ class HotThread:
                 self._close_provisioner()
                 raise self._failed(failure)
             self._phase = "running"
-            self._sources = dict(enumerate(self._readers))
+            self._sources = {n: each.reader for n, each in enumerate(self._readers)}
             _running.add(self)
         for warning in self._warnings:
             self._log.warning("%s", warning)
@@ -431,7 +436,7 @@ class HotThread:
         ----------
         message
             A message (its handler is the ``@on.command`` of its class), or an `AddReader`,
-            `AddWriter`, `RemoveReader` or `Stop`. With `type_id` any buffer.
+            `AddWriter`, `RemoveReader`, `RemoveWriter` or `Stop`. With `type_id` any buffer.
         type_id
             1 to 65,535, for a buffer.
         timeout
@@ -448,9 +453,11 @@ class HotThread:
         """
         match message:
             case AddReader():
-                return self.add_reader(message.reader, timeout=timeout)
-            case AddWriter():
-                return self.add_writer(message.output, message.writer, timeout=timeout)
+                return self.add_reader(message.reader, tag=message.tag, timeout=timeout)
+            case AddWriter(output=output, writer=writer, slot=slot):
+                return self.add_writer(output, writer, slot=slot, timeout=timeout)
+            case RemoveWriter(output=output, slot=slot):
+                return self.remove_writer(output, slot=slot, timeout=timeout)
             case RemoveReader():
                 return self.remove_reader(message.source, timeout=timeout)
             case Stop():
@@ -462,12 +469,22 @@ class HotThread:
             case _:
                 raise BadArgument(
                     f"cannot send: found={type(message).__name__} expected=a message, AddReader, "
-                    "AddWriter, RemoveReader or Stop; for bytes pass type_id="
+                    "AddWriter, RemoveReader, RemoveWriter or Stop; for bytes pass type_id="
                 )
         return self._send(lambda ticket: self._core.send(ticket, number, payload), timeout)
 
-    def add_reader(self, reader: QueueReader, *, timeout: float | None = None) -> int:
+    def add_reader(self, reader: QueueReader, *, tag: int = 0, timeout: float | None = None) -> int:
         """Hand a reader over; return the ticket that `ReaderAdded` answers to.
+
+        Parameters
+        ----------
+        reader
+            Fully opened.
+        tag
+            A number of your own choice, 0 to 2**32 - 1: the handler sees it as ``info.tag``, with
+            each of the reader's messages.
+        timeout
+            Longest time to wait for room, in seconds. By default none.
 
         Raises
         ------
@@ -476,14 +493,15 @@ class HotThread:
         Moved, Closed
             If the reader is not yours, or the thread does not run.
         """
-        about = encode_place(reader) if self._journal is not None else b""
+        _check_range("tag", tag, 0, (1 << 32) - 1)
+        about = encode_place(reader, tag=tag) if self._journal is not None else b""
         provisioner = self._serving()
 
         def attempt(ticket: int) -> bool:
             self._handed[ticket] = reader
             sent = False
             try:
-                sent = self._core.add_reader(ticket, reader, provisioner, about)
+                sent = self._core.add_reader(ticket, reader, tag, provisioner, about)
             finally:
                 if not sent:
                     del self._handed[ticket]
@@ -496,9 +514,19 @@ class HotThread:
         _check_range("source", source, 0, (1 << 32) - 1)
         return self._send(lambda ticket: self._core.remove_reader(ticket, source), timeout)
 
-    def add_writer(self, output: str, writer: QueueWriter, *, timeout: float | None = None) -> int:
-        """Let an output write to this queue from now on; return the ticket for `WriterAdded`."""
-        number = self._output(output)
+    def add_writer(
+        self,
+        output: str,
+        writer: QueueWriter,
+        *,
+        slot: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Let an output write to this queue from now on; return the ticket for `WriterAdded`.
+
+        `slot` says which one of a table of outputs. The answer gives the writer before back.
+        """
+        number = self._output_names.number(output, slot)
         about = encode_place(writer) if self._journal is not None else b""
         provisioner = self._serving()
         ticket = self._send(
@@ -509,9 +537,23 @@ class HotThread:
             self._outputs[number] = writer
         return ticket
 
+    def remove_writer(
+        self, output: str, *, slot: int | None = None, timeout: float | None = None
+    ) -> int:
+        """Ask for the writer of an output back; return the ticket for `WriterRemoved`.
+
+        The output is one without a writer then: what is published there is dropped and counted. It
+        is refused if there is no writer.
+        """
+        number = self._output_names.number(output, slot)
+        return self._send(lambda ticket: self._core.remove_writer(ticket, number), timeout)
+
     @property
     def outputs(self) -> dict[str, QueueWriter]:
-        """The writers that were handed over last, by output. Moved until `stop` gives them back."""
+        """The writers that were handed over last, by output. Moved until `stop` gives them back.
+
+        Those of a table of outputs are named ``reports[3]``.
+        """
         with self._lock:
             names = self._program.outputs
             return {names[number]: writer for number, writer in self._outputs.items()}
@@ -615,7 +657,7 @@ class HotThread:
     def _drain(self) -> None:
         with self._lock:
             for told in self._core.drain_acks():
-                self._take_ack(_as_ack(told, self._program.outputs))
+                self._take_ack(_as_ack(told, self._output_names))
             self._drain_log()
             for native in self._core.drain_guard():
                 report = GuardReport.from_native(native)
@@ -664,6 +706,11 @@ class HotThread:
                 self._sources.pop(ack.source, None)
             case Refused():
                 self._handed.pop(ack.ticket, None)
+            case WriterRemoved():
+                number = self._output_names.number(ack.output, ack.slot)
+                # Another one may be on its way already.
+                if self._outputs.get(number) is ack.writer:
+                    del self._outputs[number]
         match ack:
             case SourceFailed():
                 self._log.error("source %s failed and was taken out: %s", ack.source, ack.error)
@@ -805,21 +852,13 @@ class HotThread:
             return None
         return self._counters_file.place_of(self.counters_block)
 
-    def _output(self, name: str) -> int:
-        outputs = self._program.outputs
-        if name not in outputs:
-            raise BadArgument(
-                f"bad output: found={name!r} expected={' or '.join(map(repr, outputs)) or 'none'}"
-            )
-        return outputs.index(name)
-
     def _journal_head(self) -> bytes:
         return encode_head(
             self._program,
             thread=self.name,
             handler=self._handler_path,
             state=self._core.state(),
-            readers=self._readers,
+            readers=[(each.reader, each.tag) for each in self._readers],
             writers=self._outputs,
         )
 
@@ -871,12 +910,14 @@ def _check_range(what: str, found: object, low: int, high: int) -> None:
         raise BadArgument(f"bad {what}: found={found!r} expected={low} to {high}")
 
 
-def _as_ack(told: tuple[Any, ...], outputs: tuple[str, ...]) -> Ack:
+def _as_ack(told: tuple[Any, ...], outputs: OutputNames) -> Ack:
     """Give an answer of the core its class."""
     kind, *fields = told
-    if kind == "writer":
-        ticket, sent_ns, taken_ns, output, old = fields
-        return WriterAdded(ticket, sent_ns, taken_ns, outputs[output], old)
+    if kind in ("writer", "writer_removed"):
+        ticket, sent_ns, taken_ns, number, writer = fields
+        name, slot = outputs.split(number)
+        made = WriterAdded if kind == "writer" else WriterRemoved
+        return made(ticket, sent_ns, taken_ns, name, writer, slot)
     ack: Ack = _ACKS[kind](*fields)
     return ack
 

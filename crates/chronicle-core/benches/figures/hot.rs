@@ -83,7 +83,7 @@ fn hot(
     on_message: OnMessage,
     flags: u32,
     meter: Meter,
-    readers: Vec<(u64, Reader)>,
+    readers: Vec<(u64, u32, Reader)>,
     output: Option<Writer>,
     log_records: usize,
 ) -> HotThread {
@@ -137,7 +137,7 @@ fn handler_ticks(
             QueueOptions { segment_bytes: segment_bytes(count), ..QueueOptions::default() };
         Writer::open(&path.0, &options).expect("open")
     });
-    let mut hot = hot(on_message, flags, Meter::Loop, vec![(1, reader)], writer, 2 * count);
+    let mut hot = hot(on_message, flags, Meter::Loop, vec![(1, 0, reader)], writer, 2 * count);
     while hot.shared.page.messages.get() < count as u64 {
         std::thread::sleep(std::time::Duration::from_micros(200));
     }
@@ -196,7 +196,7 @@ fn bare_fan_ticks(queue: &Scratch, count: usize) -> f64 {
 /// Ticks per idle turn, with so many sources.
 fn idle_ticks(run: &Run, queue: &Scratch, sources: usize, meter: Meter) -> f64 {
     let readers = (0..sources as u64)
-        .map(|n| (n, Reader::open(&queue.0, None, Start::Latest).expect("open")))
+        .map(|n| (n, 0, Reader::open(&queue.0, None, Start::Latest).expect("open")))
         .collect();
     let mut hot = hot(sums, 0, meter, readers, None, 16);
     let pair = |hot: &HotThread| (hot.shared.page.turns.get(), ticks());

@@ -17,6 +17,8 @@ pub const KIND_DATA: u16 = 0;
 pub const KIND_COMMAND: u16 = 1;
 /// [`Message::kind`] of an event that the loop makes itself.
 pub const KIND_EVENT: u16 = 2;
+/// [`Message::kind`] of a datagram of a packet ring: `type_id` is the line, `source` the ring.
+pub const KIND_DATAGRAM: u16 = 3;
 /// [`Message::source`] of what comes from no source.
 pub const NO_SOURCE: u32 = u32::MAX;
 
@@ -57,7 +59,8 @@ pub struct Message {
     pub type_id: u16,
     pub kind: u16,
     pub source: u32,
-    pub spare: u32,
+    /// What the application gave the source as its tag; 0 without one.
+    pub tag: u32,
     /// Of the record; of a command its ticket; of an event 0.
     pub sequence: u64,
     pub timestamp_ns: u64,
@@ -103,6 +106,7 @@ const _: () = {
     assert!(offset_of!(Message, type_id) == 12);
     assert!(offset_of!(Message, kind) == 14);
     assert!(offset_of!(Message, source) == 16);
+    assert!(offset_of!(Message, tag) == 20);
     assert!(offset_of!(Message, sequence) == 24);
     assert!(offset_of!(Message, timestamp_ns) == 32);
     assert!(offset_of!(Context, abi_version) == 0);

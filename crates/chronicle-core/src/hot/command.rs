@@ -28,12 +28,14 @@ pub struct Times {
 pub enum What {
     /// A message for the handler.
     Message { type_id: u16, bytes: Box<[u8]> },
-    /// Take this source over. `about` goes into the journal.
-    AddReader { reader: Reader, about: Box<[u8]> },
+    /// Take this source over; its messages carry `tag`. `about` goes into the journal.
+    AddReader { reader: Reader, tag: u32, about: Box<[u8]> },
     /// Give this source back.
     RemoveReader { source: u32 },
     /// Write to this output from now on. `about` goes into the journal.
     AddWriter { output: u32, writer: Writer, about: Box<[u8]> },
+    /// Give the writer of this output back.
+    RemoveWriter { output: u32 },
     /// Stop, once all before it is done.
     Stop,
 }
@@ -50,6 +52,7 @@ pub enum Refusal {
     FanInFull { sources_max: usize },
     NoSuchSource { source: u32 },
     NoSuchOutput { output: u32 },
+    NoWriter { output: u32 },
 }
 
 #[allow(clippy::large_enum_variant)] // As for commands.
@@ -88,6 +91,13 @@ pub enum Ack {
         output: u32,
         old: Option<Writer>,
         about: Box<[u8]>,
+    },
+    /// An output has no writer any more; this was it.
+    WriterRemoved {
+        ticket: u64,
+        times: Times,
+        output: u32,
+        writer: Writer,
     },
     Refused {
         ticket: u64,

@@ -10,7 +10,7 @@
 //! COMMAND  Input, then the command's bytes          (kind 1)
 //! EVENT    Input, then the event's bytes            (kind 2)
 //! SOURCE   Input, then bytes of the caller: which queue this source number now stands for
-//! OUTPUT   Input, then bytes of the caller: which queue this output now writes to
+//! OUTPUT   Input, then bytes of the caller: which queue this output now writes to; none: no more
 //! FINAL    Final, then the state, then the counters, then the outputs' next sequence numbers
 //! ```
 //!

@@ -54,12 +54,12 @@ impl Replay {
         Self { table, context, services, shared, logs }
     }
 
-    /// Gives one input to the handler; whether it took it. The payload is the record's, the
+    /// Gives one input to the handler; whether it took it. The tag is the source's, the payload is the record's, the
     /// command's or the event's.
     ///
     /// # Errors
     /// [`Failure`], as the hot thread's.
-    pub fn feed(&mut self, input: Input, payload: &[u8]) -> Result<bool, Failure> {
+    pub fn feed(&mut self, input: Input, tag: u32, payload: &[u8]) -> Result<bool, Failure> {
         self.context.now_ns = input.now_ns;
         self.context.services = &raw mut *self.services;
         let message = Message {
@@ -68,7 +68,7 @@ impl Replay {
             type_id: input.type_id,
             kind: input.kind,
             source: input.source,
-            spare: 0,
+            tag,
             sequence: input.sequence,
             timestamp_ns: input.timestamp_ns,
         };

@@ -76,6 +76,8 @@ pub struct Rerun {
     replay: Replay,
     journal: Reader,
     sources: BTreeMap<u32, Reader>,
+    /// By source, also of those that are gone: the event that tells so has the tag as well.
+    tags: BTreeMap<u32, u32>,
     outputs: Vec<Compared>,
     /// Of what the last input has published, so many are compared.
     compared: usize,
@@ -109,6 +111,7 @@ impl Rerun {
             replay,
             journal,
             sources: BTreeMap::new(),
+            tags: BTreeMap::new(),
             outputs: (0..outputs).map(|_| Compared::default()).collect(),
             compared: 0,
             failed: None,
@@ -119,7 +122,8 @@ impl Rerun {
     }
 
     /// What a source stands for from now on.
-    pub fn set_source(&mut self, source: u32, reader: Option<Reader>) {
+    pub fn set_source(&mut self, source: u32, tag: u32, reader: Option<Reader>) {
+        self.tags.insert(source, tag);
         match reader {
             Some(reader) => drop(self.sources.insert(source, reader)),
             None => drop(self.sources.remove(&source)),
@@ -233,7 +237,8 @@ impl Rerun {
         }
         self.inputs[usize::from(input.kind)] += 1;
         self.last = Some((sequence, input));
-        self.failed = self.replay.feed(input, &self.payload).err();
+        let tag = self.tags.get(&input.source).copied().unwrap_or(0);
+        self.failed = self.replay.feed(input, tag, &self.payload).err();
         Ok(self.settle())
     }
 

@@ -9,9 +9,10 @@
 //! While a handler runs it uses [`Services`] through its context. The loop therefore holds those
 //! through a pointer and makes references only between calls.
 
+use crate::MergeMode;
 use crate::fanin::{Armed, FanIn, NoRoom};
 use crate::hot::abi::*;
-use crate::hot::command::{Ack, AckSender, Command, Refusal, Times, What};
+use crate::hot::command::{Ack, AckSender, Command, Times};
 use crate::hot::failure::{Cause, During, Failure};
 use crate::hot::guard::{Armed as Guarded, Guard};
 use crate::hot::journal::{self, Input, Journal};
@@ -23,10 +24,12 @@ use crate::os::futex::{self, WaitWord};
 use crate::os::seccomp;
 use crate::queue::reader::Reader;
 use crate::queue::segment::{RawRecord, Segment};
+use crate::queue::writer::Writer;
 use crate::sync::Arc;
 use crate::wait::{LOOK, WaitStrategy};
-use crate::{Error, ErrorKind, GapReason, MergeMode};
 use rtrb::Consumer;
+
+mod commands;
 
 /// Commands are looked at after so many messages at the latest.
 pub const TURN_MESSAGES_MAX: u32 = 64;
@@ -58,8 +61,10 @@ pub struct LoopOptions {
 
 /// Where a source comes from and how long it took.
 #[derive(Clone, Copy, Default)]
-struct Tag {
+struct Origin {
     ticket: u64,
+    /// The application's number for it.
+    tag: u32,
     times: Times,
     awaits_first: bool,
 }
@@ -97,7 +102,7 @@ pub(crate) struct Loop {
     commands: Consumer<Command>,
     commands_max: usize,
     acks: AckSender,
-    tags: Box<[Tag]>,
+    origins: Box<[Origin]>,
     words: Vec<WaitWord>,
     journal: Option<Journal>,
     guard: Arc<Guard>,
@@ -159,7 +164,7 @@ impl Loop {
             commands_max: commands.buffer().capacity(),
             commands,
             acks,
-            tags: vec![Tag::default(); sources_max].into(),
+            origins: vec![Origin::default(); sources_max].into(),
             words: Vec::with_capacity(sources_max + 1),
             journal,
             guard,
@@ -176,9 +181,9 @@ impl Loop {
 
     /// Takes a source over before the loop starts; `Err` if there is no room.
     #[allow(clippy::result_large_err)] // The refused value comes back whole.
-    pub fn add_first(&mut self, ticket: u64, reader: Reader) -> Result<u32, Reader> {
+    pub fn add_first(&mut self, ticket: u64, tag: u32, reader: Reader) -> Result<u32, Reader> {
         let source = self.fan.try_add(reader).map_err(|NoRoom(reader)| reader)?;
-        self.tags[source] = Tag { ticket, ..Tag::default() };
+        self.origins[source] = Origin { ticket, tag, ..Origin::default() };
         self.shared.page.sources.add(1);
         Ok(source as u32)
     }
@@ -275,7 +280,7 @@ impl Loop {
                 type_id: raw.type_id,
                 kind: KIND_DATA,
                 source: source as u32,
-                spare: 0,
+                tag: self.origins[source].tag,
                 sequence: raw.sequence,
                 timestamp_ns: raw.timestamp_ns,
             };
@@ -405,16 +410,16 @@ impl Loop {
 
     #[cold]
     fn note_first(&mut self, source: usize) {
-        let tag = self.tags[source];
-        if !tag.awaits_first {
+        let origin = self.origins[source];
+        if !origin.awaits_first {
             return;
         }
         let first_message_ns = self.services().clock.now_ns();
-        let (ticket, times) = (tag.ticket, tag.times);
+        let (ticket, times) = (origin.ticket, origin.times);
         let source_number = source as u32;
         let ack = Ack::FirstMessage { ticket, times, source: source_number, first_message_ns };
         if self.acks.try_tell(ack) {
-            self.tags[source].awaits_first = false;
+            self.origins[source].awaits_first = false;
             self.awaiting_first -= 1;
         }
     }
@@ -554,209 +559,6 @@ impl Loop {
         self.turn_ticks = meter_ticks();
     }
 
-    // --- Commands ---
-
-    /// Takes what was sent, as far as acks can be stored.
-    #[cold]
-    fn take_commands(&mut self) -> Result<u32, Failure> {
-        self.acks.catch_up();
-        let mut taken = 0;
-        while (taken as usize) < self.commands_max && self.acks.has_room() && !self.asked_to_stop {
-            let Ok(command) = self.commands.pop() else { break };
-            taken += 1;
-            self.shared.page.commands.add(1);
-            self.execute(command)?;
-        }
-        Ok(taken)
-    }
-
-    fn execute(&mut self, command: Command) -> Result<(), Failure> {
-        let Command { ticket, sent_ns, what } = command;
-        let times = Times { sent_ns, taken_ns: self.services().clock.now_ns() };
-        match what {
-            What::Message { type_id, bytes } => self.command(ticket, times, type_id, bytes),
-            What::AddReader { reader, about } => self.add_reader(ticket, times, reader, about),
-            What::RemoveReader { source } => self.remove_reader(ticket, times, source),
-            What::AddWriter { output, writer, about } => {
-                let Some(place) = self.services().outputs.get_mut(output as usize) else {
-                    let refusal = Refusal::NoSuchOutput { output };
-                    let what = What::AddWriter { output, writer, about };
-                    self.acks.send(Ack::Refused { ticket, times, refusal, what });
-                    return Ok(());
-                };
-                let old = place.replace(writer);
-                let before = old.as_ref().map_or(0, crate::queue::writer::Writer::next_sequence);
-                let written =
-                    self.write_down(journal::JOURNAL_OUTPUT, output, before, times, &about);
-                self.acks.send(Ack::WriterAdded { ticket, times, output, old, about });
-                written
-            }
-            What::Stop => {
-                self.asked_to_stop = true;
-                Ok(())
-            }
-        }
-    }
-
-    fn command(
-        &mut self,
-        ticket: u64,
-        times: Times,
-        type_id: u16,
-        bytes: Box<[u8]>,
-    ) -> Result<(), Failure> {
-        let message = Message {
-            payload: bytes.as_ptr(),
-            len_bytes: bytes.len() as u32,
-            type_id,
-            kind: KIND_COMMAND,
-            source: NO_SOURCE,
-            spare: 0,
-            sequence: ticket,
-            timestamp_ns: times.sent_ns,
-        };
-        let result = self.give(&message, During::Command);
-        let handled = *result.as_ref().unwrap_or(&false);
-        self.acks.send(Ack::Done { ticket, times, handled, bytes });
-        result.map(drop)
-    }
-
-    /// Gives a command or an event to the handler; whether it took it.
-    fn give(&mut self, message: &Message, during: During) -> Result<bool, Failure> {
-        if self.reads_clock {
-            self.prepare(message, during)?;
-        }
-        let returned = self.call(message);
-        if returned == HANDLED && self.context.flags == 0 && !self.guard.must_stop() {
-            return Ok(true);
-        }
-        self.unusual(returned, message, during)
-    }
-
-    fn event(&mut self, type_id: u16, source: u32, bytes: &[u8]) -> Result<bool, Failure> {
-        self.shared.page.events.add(1);
-        // An event within a batch is no record of a queue.
-        self.services().current = None;
-        let message = Message {
-            payload: bytes.as_ptr(),
-            len_bytes: bytes.len() as u32,
-            type_id,
-            kind: KIND_EVENT,
-            source,
-            spare: 0,
-            sequence: 0,
-            timestamp_ns: self.services().clock.now_ns(),
-        };
-        self.give(&message, During::Event)
-    }
-
-    /// Writes into the journal what a source or an output now stands for.
-    fn write_down(
-        &mut self,
-        type_id: u16,
-        number: u32,
-        sequence: u64,
-        times: Times,
-        about: &[u8],
-    ) -> Result<(), Failure> {
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        self.shared.page.journal_records.add(1);
-        let input = Input {
-            kind: KIND_COMMAND,
-            type_id: 0,
-            source: number,
-            sequence,
-            timestamp_ns: times.sent_ns,
-            now_ns: times.taken_ns,
-        };
-        let written = journal.input_with(type_id, input, about);
-        written.map_err(|error| Failure::of_loop(Cause::Journal(error)))
-    }
-
-    fn add_reader(
-        &mut self,
-        ticket: u64,
-        times: Times,
-        reader: Reader,
-        about: Box<[u8]>,
-    ) -> Result<(), Failure> {
-        let source = match self.fan.try_add(reader) {
-            Ok(source) => source,
-            Err(NoRoom(reader)) => {
-                let refusal = Refusal::FanInFull { sources_max: self.options.sources_max };
-                let what = What::AddReader { reader, about };
-                self.acks.send(Ack::Refused { ticket, times, refusal, what });
-                return Ok(());
-            }
-        };
-        self.tags[source] = Tag { ticket, times, awaits_first: true };
-        self.awaiting_first += 1;
-        self.shared.page.sources.add(1);
-        let number = source as u32;
-        let written = self.write_down(journal::JOURNAL_SOURCE, number, ticket, times, &about);
-        self.acks.send(Ack::Added { ticket, times, source: number, about });
-        written?;
-        self.event(EVENT_SOURCE_ADDED, number, &number.to_le_bytes()).map(drop)
-    }
-
-    fn remove_reader(&mut self, ticket: u64, times: Times, source: u32) -> Result<(), Failure> {
-        let Some((added, reader)) = self.take_source(source) else {
-            let refusal = Refusal::NoSuchSource { source };
-            let what = What::RemoveReader { source };
-            self.acks.send(Ack::Refused { ticket, times, refusal, what });
-            return Ok(());
-        };
-        self.acks.send(Ack::Removed { ticket, times, source, added, reader });
-        self.tell_removed(source, REMOVED_ASKED)
-    }
-
-    /// Takes a source out; gives the ticket that it was added with.
-    fn take_source(&mut self, source: u32) -> Option<(u64, Reader)> {
-        let reader = self.fan.remove(source as usize)?;
-        let tag = std::mem::take(&mut self.tags[source as usize]);
-        self.awaiting_first -= u32::from(tag.awaits_first);
-        self.shared.page.sources.set(self.fan.len() as u64);
-        Some((tag.ticket, reader))
-    }
-
-    fn tell_removed(&mut self, source: u32, reason: u32) -> Result<(), Failure> {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&source.to_le_bytes());
-        bytes[4..].copy_from_slice(&reason.to_le_bytes());
-        self.event(EVENT_SOURCE_REMOVED, source, &bytes).map(drop)
-    }
-
-    /// A gap is told to the handler, and to the sidecar in any case; a source that fails otherwise
-    /// goes back to the sidecar.
-    #[cold]
-    fn source_error(&mut self, source: u32, error: Error) -> Result<(), Failure> {
-        if let ErrorKind::Gap { first_missing, next, reason, .. } = error.kind() {
-            let (first_missing, next, reason) = (*first_missing, *next, *reason);
-            self.shared.page.gaps.add(1);
-            let code = match reason {
-                GapReason::Retention => GAP_RETENTION,
-                GapReason::Cut => GAP_CUT,
-                GapReason::Damage => GAP_DAMAGE,
-            };
-            let mut bytes = [0; 24];
-            bytes[..8].copy_from_slice(&first_missing.to_le_bytes());
-            bytes[8..16].copy_from_slice(&next.to_le_bytes());
-            bytes[16..20].copy_from_slice(&source.to_le_bytes());
-            bytes[20..].copy_from_slice(&code.to_le_bytes());
-            let handled = self.event(EVENT_SOURCE_GAP, source, &bytes);
-            let was_handled = *handled.as_ref().unwrap_or(&false);
-            let ack = Ack::Gap { source, first_missing, next, reason, handled: was_handled };
-            if !self.acks.try_tell(ack) && !was_handled {
-                self.shared.page.gaps_unreported.add(1);
-            }
-            return handled.map(drop);
-        }
-        let Some((added, reader)) = self.take_source(source) else { return Ok(()) };
-        self.shared.page.sources_failed.add(1);
-        self.acks.send(Ack::SourceFailed { source, added, reader, error });
-        self.tell_removed(source, REMOVED_FAILED)
-    }
-
     // --- The end ---
 
     /// Takes the loop apart. Not for the hot thread: allocates.
@@ -770,8 +572,8 @@ impl Loop {
             failure: self.failure.take(),
         };
         for source in 0..self.fan.numbers_end() {
-            if let Some((ticket, reader)) = self.take_source(source as u32) {
-                ended.readers.push((ticket, source as u32, reader));
+            if let Some((origin, reader)) = self.take_source(source as u32) {
+                ended.readers.push((origin.ticket, source as u32, reader));
             }
         }
         for (output, place) in self.services().outputs.iter_mut().enumerate() {
@@ -798,7 +600,7 @@ impl Drop for Loop {
 pub struct Ended {
     /// The ticket each was added with, its number, the reader.
     pub readers: Vec<(u64, u32, Reader)>,
-    pub writers: Vec<(u32, crate::queue::writer::Writer)>,
+    pub writers: Vec<(u32, Writer)>,
     /// Sent, but not taken any more.
     pub commands: Vec<Command>,
     /// Acks for which there was no room.

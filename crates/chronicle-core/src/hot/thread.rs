@@ -61,8 +61,8 @@ pub struct Program<'a> {
 /// What is handed to the thread, and comes back.
 #[derive(Default)]
 pub struct Cargo {
-    /// Each with the ticket that it shall be known by.
-    pub readers: Vec<(u64, Reader)>,
+    /// Each with the ticket that it shall be known by, and its tag.
+    pub readers: Vec<(u64, u32, Reader)>,
     pub writers: Vec<(u32, Writer)>,
     /// With the bytes of its head record.
     pub journal: Option<(Writer, Vec<u8>)>,
@@ -159,10 +159,10 @@ pub fn start(
         guard: Arc::clone(&options.guard),
     };
     let mut run = Box::new(Loop::new(parts, options.run));
-    for (ticket, mut reader) in readers {
+    for (ticket, tag, mut reader) in readers {
         reader.set_hot(true);
         // There is room: `check` has counted.
-        drop(run.add_first(ticket, reader));
+        drop(run.add_first(ticket, tag, reader));
     }
     let setup = Setup { options, ranges, shared: Arc::clone(&shared) };
     let warnings = Arc::new(Mutex::new(Vec::new()));
@@ -318,7 +318,7 @@ impl Setup {
 /// The cargo of a loop that has ended, and why it ended if not cleanly.
 fn unload(ended: Ended) -> (Cargo, Option<Failure>) {
     let cargo = Cargo {
-        readers: ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, reader)).collect(),
+        readers: ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, 0, reader)).collect(),
         writers: ended.writers,
         journal: ended.journal.map(|journal| (journal.into_writer(), Vec::new())),
     };
