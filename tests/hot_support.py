@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from chronicle.hot import Handler, Info, Output, RawMessage
+from chronicle.hot import Handler, Info, Output
 from chronicle.hot.compile import program_for
 from chronicle.hot.program import Program
 from chronicle.message import MessageBase
@@ -309,9 +309,7 @@ def _outputs(handler: Handler) -> Iterable[tuple[str, Output]]:
 
 
 def _published(output: Output) -> list[tuple[int, bytes]]:
-    return [
-        (m.type_id, m.payload if isinstance(m, RawMessage) else m.pack()) for m in output.published
-    ]
+    return [(m.type_id, m.pack()) for m in output.published]
 
 
 def _line_in_handler(error: Exception) -> int:

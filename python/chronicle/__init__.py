@@ -31,7 +31,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chronicle._core import __version__, clock_ns
-from chronicle.channel import AddReader, AddWriter, Receiver, RemoveReader, Sender, Stop, channel
+from chronicle.channel import (
+    AddReader,
+    AddWriter,
+    Receiver,
+    RemoveReader,
+    RemoveWriter,
+    Sender,
+    Stop,
+    channel,
+)
 from chronicle.errors import (
     AuditRefused,
     BadArgument,
@@ -126,6 +135,7 @@ __all__ = [
     "Receiver",
     "Recovery",
     "RemoveReader",
+    "RemoveWriter",
     "SchemaMismatch",
     "SegmentMissing",
     "Sender",

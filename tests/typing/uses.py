@@ -13,7 +13,7 @@ from typing import Annotated, Any, assert_type
 import chronicle
 import numpy as np
 from chronicle import AddReader, Handler, on
-from chronicle.hot import Cells, Counter, Info, Output, RawMessage, Table, symbol_key
+from chronicle.hot import Cells, Counter, Info, Output, Table, symbol_key
 from chronicle.hot.audit import audit
 from chronicle.message import Array, MessageBase, Scale, char8, f64, i64, u32
 from chronicle.queue import Start
@@ -227,7 +227,7 @@ def handling(trade: Trade) -> None:
     mean.trade(trade, Info(seq=5))
     mean.command(trade)
     mean.idle()
-    assert_type(mean.out.published, list[MessageBase | RawMessage])
+    assert_type(mean.out.published, list[MessageBase])
     assert_type(mean.seen.value, int)
     assert_type(mean.receive(trade), bool)
     assert_type(audit(Mean).accepted, bool)

@@ -8,14 +8,14 @@ but the handler: its slots are outputs of their own with the names ``reports[0]`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index as as_index
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias
 
 from chronicle.errors import BadArgument
 from chronicle.hot.buffers import Bytes
 from chronicle.hot.state import canonical_bytes
-from chronicle.message import MessageBase
+from chronicle.message import Field, MessageBase
 from chronicle.values import Value
 
 if TYPE_CHECKING:
@@ -84,15 +84,38 @@ class Slots(Value):
         self._set(slots_max)
 
 
-class RawMessage(Value):
-    """What a unit test sees of ``publish_bytes``."""
+class RawMessage(MessageBase):
+    """A message without a layout, for unit tests: what ``publish_bytes`` published.
 
-    __slots__ = ("type_id", "payload")  # noqa: RUF023  (the order of the fields)
-    type_id: int
+    >>> RawMessage(9, b"abc")
+    RawMessage(type_id=9, payload=b'abc')
+    """
+
+    __slots__ = ("payload", "type_id")
+
+    type_id: int  # type: ignore[misc]  # Of a class in all other messages.
     payload: bytes
+    FIELDS: ClassVar[tuple[Field, ...]] = ()
 
     def __init__(self, type_id: int, payload: bytes) -> None:
-        self._set(type_id, payload)
+        self.type_id = type_id
+        self.payload = payload
+
+    def pack(self) -> bytes:
+        """Return the bytes."""
+        return self.payload
+
+    __bytes__ = pack
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RawMessage):
+            return NotImplemented
+        return (self.type_id, self.payload) == (other.type_id, other.payload)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"RawMessage(type_id={self.type_id}, payload={self.payload!r})"
 
 
 class _Writer(Protocol):
@@ -114,7 +137,7 @@ class Output:
 
     name: str
     """The attribute's name."""
-    published: list[MessageBase | RawMessage]
+    published: list[MessageBase]
     """Messages so far, if no writer is attached; of ``publish_bytes`` a `RawMessage`."""
 
     def __init__(self, name: str, handler: _Clock | None = None) -> None:
@@ -157,7 +180,7 @@ class Output:
         payload = bytes(data)
         return self._append(number, payload, lambda: RawMessage(number, payload))
 
-    def _append(self, type_id: int, data: bytes, show: Any) -> int:
+    def _append(self, type_id: int, data: bytes, show: Callable[[], MessageBase]) -> int:
         if self._writer is not None:
             clock = self._handler._chronicle_clock if self._handler is not None else None
             return self._writer.append(type_id, data, timestamp_ns=clock)
