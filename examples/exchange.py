@@ -10,11 +10,18 @@ knows which forward it was at, and how far.
 
 from __future__ import annotations
 
+import argparse
+import logging
+from pathlib import Path
 from typing import Annotated, Any
 
 import chronicle
-from chronicle.hot import Counter, Info, Output, Table, mix64
+from chronicle import HotThread, HotThreadFailed, Queue, Sidecar
+from chronicle.bus import Bus
+from chronicle.hot import WAITS, Counter, Info, Output, Table, choose_wait, mix64
+from chronicle.hot.rebuild import Past, rebuild
 from chronicle.message import MessageBase, char8, i64, u8, u32
+from chronicle.sidecar import Admission
 from orders import Action, Execution, Forward, Kind, Reason
 
 #: The book is a table of buckets: an order is in the bucket that its number leads to.
@@ -39,6 +46,8 @@ class Resting(MessageBase):
 class Exchange(chronicle.Handler):
     """What it does for each forward; what it knows is what its own executions say."""
 
+    #: Whether it has read its own past, and reads others now.
+    is_live: u8
     book: Annotated[Any, Table(Resting, BUCKETS * WAYS)]
     #: The forward that it is at, how many executions it has published for it, and whether all.
     cause: i64
@@ -49,11 +58,16 @@ class Exchange(chronicle.Handler):
     orders: Counter
     fills: Counter
     repeated: Counter
+    #: Messages in a queue where they have no business.
+    strangers: Counter
 
     # --- What it has published itself: read again by the next life --------------------------------
 
     @chronicle.on(Execution)
     def remember(self, e: Execution) -> None:
+        if self.is_live:
+            self.strangers.add(1)
+            return
         place = self.find(e.session, e.order_id)
         if e.kind == Kind.ACK and place < 0:
             place = self.find_room(e.session, e.order_id)
@@ -209,3 +223,63 @@ class Exchange(chronicle.Handler):
             if self.book[place].order_id == 0:
                 return place
         return -1
+
+
+# --- The cold half: on the sidecar ------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run until SIGTERM or Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Simulate an exchange for one gateway.")
+    parser.add_argument("bus", type=Path)
+    parser.add_argument("--name", default="sim", help="of the exchange")
+    parser.add_argument("--gateway", default="main")
+    parser.add_argument("--core", type=int)
+    parser.add_argument("--wait", default="auto", choices=WAITS)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="exchange: %(message)s")
+    bus = Bus(options.bus)
+    sidecar = Sidecar()
+    with bus.open_endpoint(f"exchanges/{options.name}") as endpoint:
+        out = Queue.open_publisher(
+            endpoint.path / options.gateway,
+            schema=[Execution],
+            segment_bytes=1 << 20,
+            provisioner=sidecar.provisioner,
+        )
+        # What earlier lives have published says where this one goes on.
+        state = rebuild(Exchange(), [Past(out.path)])
+        state["is_live"] = 1
+        first = int(state["cause"]) + int(state["is_finished"])
+        hot = HotThread(
+            Exchange(),
+            state=state,
+            outputs={"out": out},
+            name="exchange",
+            core=options.core,
+            wait=choose_wait(options.wait),
+            guard="enforce",
+            provisioner=sidecar.provisioner,
+        )
+
+        def stop_if_failed(event: object) -> None:
+            if isinstance(event, HotThreadFailed):
+                sidecar.request_stop()
+
+        sidecar.attach(hot, on_event=stop_if_failed)
+        sidecar.discover(
+            bus.path / "gateways" / options.gateway / "exchange",
+            hot,
+            name=f"exchange-{options.name}",
+            admit=lambda _path: Admission(start=first),
+        )
+        sidecar.every(1.0, name="lease")(endpoint.renew)
+        endpoint.ready([options.gateway])
+        sidecar.serve()
+        out.close()
+        if hot.failure is not None:
+            raise SystemExit(f"exchange: {hot.failure}")
+
+
+if __name__ == "__main__":
+    main()

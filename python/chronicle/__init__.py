@@ -70,6 +70,7 @@ from chronicle.errors import (
     SchemaMismatch,
     SegmentMissing,
     SequenceNotWritten,
+    SettingsRefused,
     TooLarge,
     WriterActive,
 )
@@ -140,6 +141,7 @@ __all__ = [
     "SegmentMissing",
     "Sender",
     "SequenceNotWritten",
+    "SettingsRefused",
     "Sidecar",
     "Stop",
     "TooLarge",

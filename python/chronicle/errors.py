@@ -46,6 +46,7 @@ __all__ = [
     "SchemaMismatch",
     "SegmentMissing",
     "SequenceNotWritten",
+    "SettingsRefused",
     "TooLarge",
     "WriterActive",
 ]
@@ -316,6 +317,10 @@ class SegmentMissing(ChronicleError):
 
     category = "fatal"
     index: int
+
+
+class SettingsRefused(ChronicleError):
+    """A settings file is not right; nothing was changed. Tells every key that is wrong."""
 
 
 class SequenceNotWritten(ChronicleError, ValueError):

@@ -19,6 +19,8 @@ Importing this package costs neither NumPy nor Numba; compiling does.
 #   program, acks, meter            what a thread runs, what it answers, what it shows
 #   counters                        the same for other processes, in a mapped file
 #   thread                          `HotThread`, the sidecar's side of a hot thread
+#   waits                           which wait strategy suits the machine
+#   rebuild                         a state from what earlier lives have published
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ from chronicle.hot.on import on
 from chronicle.hot.outputs import Output, Outputs, RawMessage, Slots
 from chronicle.hot.spec import Table, table
 from chronicle.hot.state import Cells, Rows
+from chronicle.hot.waits import WAITS, choose_wait
 
 __all__ = [
     "SOURCE_NONE",
+    "WAITS",
     "Buffer",
     "Bytes",
     "Cells",
@@ -53,6 +57,7 @@ __all__ = [
     "SourceGap",
     "SourceRemoved",
     "Table",
+    "choose_wait",
     "mix64",
     "on",
     "read_counters",

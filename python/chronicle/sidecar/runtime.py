@@ -29,6 +29,7 @@ from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, 
 
 if TYPE_CHECKING:
     from chronicle.hot.counters import CountersFile
+    from chronicle.message import MessageBase
     from chronicle.queue import Provisioner, Start, StrPath
     from chronicle.sidecar.cursors import CursorFlush
     from chronicle.sidecar.discovery import Discovery, OnChange
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from chronicle.sidecar.mirror import Mirror
     from chronicle.sidecar.retention import Retention
     from chronicle.sidecar.scan import Readiness
+    from chronicle.sidecar.settings import Ranges, Settings
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -646,6 +648,37 @@ class Sidecar:
         self.close_at_stop(hand_over.close)
         self.add_service(hand_over.service(f"discovery {wanted.text}", discovery))
         return hand_over
+
+    def settings(
+        self,
+        path: StrPath,
+        cls: type[MessageBase],
+        thread: HotLike,
+        *,
+        ranges: Ranges | None = None,
+        name: str | None = None,
+    ) -> Settings:
+        """Send a TOML file to a hot thread as one command, now and whenever it changes.
+
+        A file that is not right changes nothing: every key that is wrong is told in the log, and
+        the service is unhealthy until the file is right.
+
+        Parameters
+        ----------
+        path
+            Of the file. Its directory must be there.
+        cls
+            The command. The file's keys are its fields.
+        thread
+            A hot thread that takes this command.
+        ranges
+            Lowest and highest value, both allowed, by field.
+        """
+        from chronicle.sidecar.settings import Settings
+
+        settings = Settings(path, cls, thread.send, ranges)
+        self.add_service(settings.service(name or f"settings {settings.path}"))
+        return settings
 
     @property
     def provisioner(self) -> Provisioner:
