@@ -1,6 +1,6 @@
 """Accounts for every order of a bus: what was asked for, what was answered, and what is wrong.
 
-    python examples/accounts.py BUS            a table and the faults; exit status 1 if there are any
+    python examples/accounts.py BUS            a table and the faults; exit status 1 if any
     python examples/accounts.py BUS --closed   an order that is still open is a fault, too
     python examples/accounts.py BUS --json     for scripts
 

@@ -225,7 +225,7 @@ class Exchange(chronicle.Handler):
         return -1
 
 
-# --- The cold half: on the sidecar ------------------------------------------------------------------
+# --- The cold half: on the sidecar ---------------------------------------------------------------
 
 
 def main() -> None:

@@ -38,8 +38,19 @@ from chronicle.hot import (
 from chronicle.hot.rebuild import Past, rebuild
 from chronicle.message import MessageBase, char8, i64, u8, u32
 from chronicle.sidecar import Admission
-from orders import BUY, SELL, Action, Cancel, Execution, Forward, Kind, Order, Reason, Report
-from orders import session_of
+from orders import (
+    BUY,
+    SELL,
+    Action,
+    Cancel,
+    Execution,
+    Forward,
+    Kind,
+    Order,
+    Reason,
+    Report,
+    session_of,
+)
 
 #: How many strategies can sit at a router at a time.
 SEATS = 256
@@ -84,7 +95,7 @@ class Leave(MessageBase):
 
 @chronicle.message(123)
 class Limits(MessageBase):
-    """Command: what the router lets through, for each strategy; its settings file has these keys."""
+    """Command: what is let through, for each strategy; the keys of the settings file."""
 
     price_min: i64
     price_max: i64
@@ -308,7 +319,7 @@ class Router(chronicle.Handler):
         return Reason.NONE
 
     def has_time(self, place: int) -> bool:
-        """A token bucket: each order costs the time that it should take."""
+        """Spend the time that an order should take, if that much was saved up: a token bucket."""
         seat = self.seats[place]
         most = self.interval_ns * self.burst
         if seat.saved_at_ns == 0:
@@ -404,7 +415,7 @@ class Router(chronicle.Handler):
         self.log.error("source {} lost {} to {}", gap.source, gap.first_missing, gap.next)
 
 
-# --- The cold half: on the sidecar ------------------------------------------------------------------
+# --- The cold half: on the sidecar ---------------------------------------------------------------
 
 
 class Seats:
