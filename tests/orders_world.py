@@ -239,14 +239,13 @@ class World:
         for name in self.clients:
             for order_id in range(1, self.last_id[name] + 1):
                 self.out[name].add(Cancel(order_id=order_id, gateway=GATEWAY))
-        while any(
-            [
-                self.step(name, source)
-                for name, life in sorted(self.lives.items())
-                for source in sorted(life.sources)
-            ]
-        ):
+        has_moved = True
+        while has_moved:
             self.now_ns += 1
+            has_moved = False
+            for name, life in sorted(self.lives.items()):
+                for source in sorted(life.sources):
+                    has_moved = self.step(name, source) or has_moved
 
     def log(self) -> Log:
         """What stands on the tapes, without what names another gateway."""

@@ -171,7 +171,7 @@ WRONG: dict[str, tuple[Callable[[Log], None], str]] = {
     ),
     "an order id is used twice": (
         lambda log: change(log.requests["alpha"], 2, order_id=1),
-        "has order_id=1, not the next",
+        "has order_id=1 again",
     ),
     "a cancel has no answer": (_cancel_without_answer, "cancel alpha:3 has 0 answers"),
     "a cancel that nobody wrote is answered": (
