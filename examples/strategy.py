@@ -324,7 +324,7 @@ class Strategy(Books):
             self.phase = WAITING
 
     @chronicle.on.command(FeedLost)
-    def feed_lost(self) -> None:
+    def feed_lost(self, _command: FeedLost) -> None:
         self.is_fed = False
         self.lose_feed()
 
@@ -373,7 +373,7 @@ class Strategy(Books):
         self.stale_ns = risk.stale_ms * MS
 
     @chronicle.on.command(Leave)
-    def leave(self) -> None:
+    def leave(self, _command: Leave) -> None:
         self.phase = LEAVING
         self.cancel_all()
 

@@ -46,7 +46,7 @@ class Life:
 class World:
     """Strategies that trade by their rule, clients that write whatever they like, and the rest."""
 
-    def __init__(self, seed: int, *, strategies: int = 1, clients: int = 2) -> None:
+    def __init__(self, seed: int, *, strategies: int = 2, clients: int = 3) -> None:
         self.chance = random.Random(seed)
         self.now_ns = 1_000_000_000_000
         self.kills = 0
@@ -95,7 +95,7 @@ class World:
         return self.chance.choice((first, max(1, first - 3), 1))
 
     def _begin_router(self) -> Life:
-        router = Router(name=GATEWAY, stale_ns=50 * MS, open_orders_max=8, quantity_max=100)
+        router = Router(name=GATEWAY, stale_ns=200 * MS, open_orders_max=8, quantity_max=100)
         # Seats differ from life to life.
         names = self.chance.sample(sorted(self.out), len(self.out))
         for seat, name in enumerate(names):
@@ -108,7 +108,7 @@ class World:
         for seat, name in enumerate(names):
             router.reports[seat].attach(self.told[name])
             router.receive(
-                Sit(session=self.sessions[name], seat=seat, is_known=name != "c1"), kind="command"
+                Sit(session=self.sessions[name], seat=seat, is_known=name != "c2"), kind="command"
             )
             sources[name] = (self.out[name], seat, self._start(router.seats[seat].cause + 1))
         sources["exchange"] = (self.executions, EXCHANGE, self._start(router.cause + 1))
@@ -166,11 +166,11 @@ class World:
             self.fuse.set(self.chance.randrange(4), is_before=self.chance.random() < 0.5)
         elif what < 0.07:
             # Everybody stands still for a while.
-            self.now_ns += 100 * MS
+            self.now_ns += 300 * MS
         elif what < 0.20:
             self.quote()
         elif what < 0.40:
-            self.ask(self.chance.choice(self.clients))
+            self.ask(self.chance.choice(("c0", "c0", "c1", "c1", "c2")))
         elif what < 0.41:
             self.command(self.chance.choice(self.strategies), FeedLost())
             self.command(
@@ -178,11 +178,28 @@ class World:
             )
         else:
             name = self.chance.choice(sorted(self.lives))
-            self.step(name, self.chance.choice(sorted(self.lives[name].sources)))
+            for _ in range(self.chance.randint(1, 8)):
+                self.step(name, self.chance.choice(sorted(self.lives[name].sources)))
 
     def kill(self, name: str) -> None:
+        """Kill between two messages: the next life must know what this one had known."""
         self.kills += 1
+        before = self.knows(name)
         self.begin(name)
+        assert self.knows(name) == before, name
+
+    def knows(self, name: str) -> Any:
+        """What a life knows that its outputs and its reports must be able to say."""
+        handler: Any = self.lives[name].handler
+        if name == "router":
+            seats = [seat for seat in handler.seats if seat.session]
+            numbers = {s.session: (s.order_id, s.open_orders, s.open_cancels) for s in seats}
+            return handler.cause, numbers
+        if name == "exchange":
+            book = {(r.session, r.order_id): r.remaining for r in handler.book if r.order_id}
+            return handler.cause, handler.is_finished, handler.execution_id, book
+        # Reports that it had not read yet are read by the next life at once: not its open orders.
+        return handler.order_id
 
     def step(self, name: str, source: str) -> bool:
         life = self.lives[name]

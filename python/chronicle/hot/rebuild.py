@@ -96,7 +96,7 @@ def rebuild(
         expected = sum(count for _, count, _ in found)
         hot = HotThread(
             handler,
-            readers=[reader for reader, _, _ in found],
+            readers=[AddReader(reader, tag) for reader, _, tag in found],
             name="rebuild",
             wait="sleep",
             guard=guard,
