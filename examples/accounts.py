@@ -2,6 +2,7 @@
 
     python examples/accounts.py BUS            a table and the faults; exit status 1 if any
     python examples/accounts.py BUS --closed   an order that is still open is a fault, too
+    python examples/accounts.py BUS --running  what is on its way is none
     python examples/accounts.py BUS --json     for scripts
 
 An order is accounted for when its strategy was told exactly once that it was taken (ack) or that it
@@ -9,8 +10,8 @@ was not (reject), its fills do not exceed its quantity, no execution id occurs t
 told after its end. Besides, each hop must have passed on all that it got, once, in order, and
 unchanged: order to forward, forward to executions, execution to report.
 
-It only reads, and registers nowhere, so it may look while everything runs; then what is on its way
-is counted as unanswered, which is a fault at the end only.
+It only reads, and registers nowhere, so it may look while everything runs; `--running` says so, and
+what is on its way is no fault then.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Accounts:
     unanswered: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    #: What is not there, or not yet.
+    missing: list[str] = field(default_factory=list)
 
     @property
     def perfect(self) -> bool:
@@ -92,16 +95,17 @@ class Accounts:
 def read_bus(path: Path) -> Log:
     """Read all queues of orders on a bus."""
     log = Log()
+    # Against the stream: what has caused something is read after it.
+    for queue in sorted(path.glob("orders/*/in/*")):
+        log.reports[queue.parents[1].name, queue.name] = _read(queue)
+    for queue in sorted(path.glob("exchanges/*/*/control")):
+        log.executions[queue.parents[1].name, queue.parent.name] = _read(queue.parent)
+    for queue in sorted(path.glob("gateways/*/exchange")):
+        log.forwards[queue.parent.name] = _read(queue)
     for queue in sorted(path.glob("orders/*/out")):
         name = queue.parent.name
         log.sessions[name] = session_of(chronicle.inspect(queue)["queue_id"])
         log.requests[name] = _read(queue)
-    for queue in sorted(path.glob("orders/*/in/*")):
-        log.reports[queue.parents[1].name, queue.name] = _read(queue)
-    for queue in sorted(path.glob("gateways/*/exchange")):
-        log.forwards[queue.parent.name] = _read(queue)
-    for queue in sorted(path.glob("exchanges/*/*/control")):
-        log.executions[queue.parents[1].name, queue.parent.name] = _read(queue.parent)
     return log
 
 
@@ -113,13 +117,15 @@ def _read(queue: Path) -> Entries[Any]:
         ]
 
 
-def account(log: Log, *, closed: bool = False) -> Accounts:
+def account(log: Log, *, closed: bool = False, running: bool = False) -> Accounts:
     """Check everything; return the numbers and the faults.
 
     Parameters
     ----------
     closed
         An order that is still open is a fault.
+    running
+        What is on its way is none.
     """
     accounts = Accounts(strategies=len(log.sessions))
     names = {session: name for name, session in log.sessions.items()}
@@ -128,6 +134,8 @@ def account(log: Log, *, closed: bool = False) -> Accounts:
     _check_reports(log, names, accounts)
     for name in sorted(log.requests):
         _check_strategy(name, log, accounts, closed=closed)
+    if not running:
+        accounts.faults += accounts.missing
     return accounts
 
 
@@ -159,7 +167,8 @@ def _check_forwards(log: Log, names: dict[int, str], accounts: Accounts) -> None
         for seq in entries:
             count = outcomes.pop((name, seq), 0)
             if count != 1:
-                faults.append(f"request {name}:{seq} was handled {count} times by its router")
+                wrong = faults if count else accounts.missing
+                wrong.append(f"request {name}:{seq} was handled {count} times by its router")
     for name, seq in outcomes:
         faults.append(f"a router handled {name}:{seq}, which nobody wrote")
 
@@ -190,8 +199,11 @@ def _check_executions(log: Log, accounts: Accounts) -> None:
                 faults.append(f"{where}: {'comes again' if forward else 'nobody wrote that'}")
                 continue
             handled.add(cause)
-            if [bool(execution.last) for execution in found] != [False] * (len(found) - 1) + [True]:
-                faults.append(f"{where}: the last of {len(found)} executions is not marked")
+            marks = [bool(execution.last) for execution in found]
+            if any(marks[:-1]):
+                faults.append(f"{where}: one that is not the last of {len(found)} is marked so")
+            elif not marks[-1]:
+                accounts.missing.append(f"{where}: the last of {len(found)} is not marked")
             first = found[0].kind
             answers = (Kind.ACK, Kind.REJECT)
             if forward.action == Action.CANCEL:
@@ -205,7 +217,7 @@ def _check_executions(log: Log, accounts: Accounts) -> None:
                     faults.append(f"{where}: execution_id={item.execution_id} occurs twice")
                 ids.add(item.execution_id)
         for cause in forwards.keys() - handled:
-            faults.append(f"{exchange} has not answered forward {gateway}:{cause}")
+            accounts.missing.append(f"{exchange} has not answered forward {gateway}:{cause}")
 
 
 def _check_reports(log: Log, names: dict[int, str], accounts: Accounts) -> None:
@@ -229,7 +241,7 @@ def _check_reports(log: Log, names: dict[int, str], accounts: Accounts) -> None:
             name = names.get(execution.session, "")
             found = told.get((name, gateway), {}).pop(seq, None)
             if found is None:
-                faults.append(f"{where} was not told to {name or 'anybody'}")
+                accounts.missing.append(f"{where} was not told to {name or 'anybody'}")
             elif any(getattr(found, item) != getattr(execution, item) for item in _TOLD):
                 faults.append(f"{where} was told differently to {name}")
     for (name, gateway), left in told.items():
@@ -281,12 +293,14 @@ def _check_strategy(name: str, log: Log, accounts: Accounts, *, closed: bool) ->
                 faults.append(f"{where} is of order {report.order_id}, which nobody wrote")
     for order_id, order in orders.items():
         if order.answers != 1:
-            faults.append(f"order {name}/{order_id} has {order.answers} answers")
+            wrong = faults if order.answers else accounts.missing
+            wrong.append(f"order {name}/{order_id} has {order.answers} answers")
         if closed and order.answers and not order.ended:
             faults.append(f"order {name}/{order_id} is still open")
     for seq, count in cancels.items():
         if count != 1:
-            faults.append(f"cancel {name}:{seq} has {count} answers")
+            wrong = faults if count else accounts.missing
+            wrong.append(f"cancel {name}:{seq} has {count} answers")
     accounts.orders += len(orders)
     accounts.cancels += len(cancels)
     accounts.open += sum(order.answers > 0 and not order.ended for order in orders.values())
@@ -342,16 +356,17 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Account for every order of a bus.")
     parser.add_argument("bus", type=Path)
     parser.add_argument("--closed", action="store_true", help="an open order is a fault, too")
+    parser.add_argument("--running", action="store_true", help="what is on its way is none")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--faults", type=int, default=20, help="how many to print")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    accounts = account(read_bus(options.bus), closed=options.closed)
+    accounts = account(read_bus(options.bus), closed=options.closed, running=options.running)
     told = dataclasses.asdict(accounts)
     if options.json:
         print(json.dumps(told))
         return int(not accounts.perfect)
     for key, value in told.items():
-        if key not in ("faults", "reasons"):
+        if key not in ("faults", "missing", "reasons"):
             print(f"{key:16} {value:>12,}")
     for reason, count in sorted(accounts.reasons.items()):
         print(f"  refused {reason:16} {count:>12,}")

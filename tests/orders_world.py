@@ -31,14 +31,14 @@ class Life:
     def __init__(self, handler: Handler, sources: dict[str, tuple[Tape, int, int]]) -> None:
         self.handler = handler
         #: Tape, tag, and the next sequence number.
-        self.sources = {name: list(source) for name, source in sources.items()}
+        self.sources = dict(sources)
 
     def step(self, name: str) -> bool:
         """Take the next message of a source, if there is one."""
         tape, tag, seq = self.sources[name]
         if seq > len(tape.entries):
             return False
-        self.sources[name][2] = seq + 1
+        self.sources[name] = (tape, tag, seq + 1)
         tape.give(self.handler, seq, tag)
         return True
 
@@ -71,13 +71,15 @@ class World:
     # --- Lives ---
 
     def begin(self, name: str) -> None:
-        """Begin a life from what stands on the tapes."""
-        if name == "router":
-            self.lives[name] = self._begin_router()
-        elif name == "exchange":
-            self.lives[name] = self._begin_exchange()
-        else:
-            self.lives[name] = self._begin_strategy(name)
+        """Begin a life from what stands on the tapes; and another, if that one is killed at once."""
+        begin = {"router": self._begin_router, "exchange": self._begin_exchange}
+        while True:
+            try:
+                self.lives[name] = begin.get(name, lambda: self._begin_strategy(name))()
+            except Killed:
+                self.kills += 1
+                continue
+            return
 
     def _tell_again(self, handler: Handler, past: list[tuple[Tape, int]]) -> None:
         """Give a handler its past, merged by time, as `rebuild` does."""
@@ -138,13 +140,13 @@ class World:
             stale_ms=60,
         )
         first = len(self.live.entries) + 1
+        first_report = self._start(strategy.gateways[0].seen + 1)
+        sources = {"live": (self.live, 0, first), "router": (self.told[name], 1, first_report)}
+        # It may be killed while it learns what is around it.
+        self.lives[name] = Life(strategy, sources)
         for command in (risk, GatewayUp(name=GATEWAY, index=0), FeedFound(live_from=first)):
-            self._try(name, lambda command=command: strategy.receive(command, kind="command"))
-        seen = strategy.gateways[0].seen
-        return Life(
-            strategy,
-            {"live": (self.live, 0, first), "router": (self.told[name], 1, self._start(seen + 1))},
-        )
+            strategy.receive(command, kind="command")
+        return self.lives[name]
 
     def _try(self, name: str, act: Callable[[], Any]) -> None:
         """Do something that may kill; if so, the next life begins."""

@@ -85,7 +85,7 @@ WRONG: dict[str, tuple[Callable[[Log], None], str]] = {
         lambda log: log.executions[SIM].append(
             (4, changed(log.executions[SIM][0][1], cause=1, last=1))
         ),
-        "the last of 4 executions is not marked",
+        "one that is not the last of 4 is marked so",
     ),
     "the exchange comes back to an order": (
         lambda log: log.executions[SIM].extend(
@@ -199,6 +199,16 @@ def test_an_order_that_is_still_open_is_counted_and_no_fault_meanwhile():
     accounts = account(log)
     assert accounts.faults == []
     assert accounts.open == 1
+
+
+def test_what_is_on_its_way_is_no_fault_while_everything_runs():
+    log = one_order()
+    _lost_between(log)
+    drop(log.reports[ALPHA], 3)
+    assert account(log, running=True).faults == []
+    assert len(account(log).faults) == 3
+    again(log.reports[ALPHA], 2)
+    assert not account(log, running=True).perfect
 
 
 def write_bus(bus: Path, log: Log) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chronicle.sidecar.mirror import Mirror
     from chronicle.sidecar.retention import Retention
     from chronicle.sidecar.scan import Readiness
-    from chronicle.sidecar.settings import Ranges, Settings
+    from chronicle.sidecar.settings import Ranges, Settings, TakesCommands
     from chronicle.sidecar.sockets import Connection, Session
 
 __all__ = ["ShutdownReport", "Sidecar"]
@@ -653,7 +653,7 @@ class Sidecar:
         self,
         path: StrPath,
         cls: type[MessageBase],
-        thread: HotLike,
+        thread: TakesCommands,
         *,
         ranges: Ranges | None = None,
         name: str | None = None,

@@ -14,13 +14,13 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from chronicle.errors import ChannelFull, SettingsRefused
 from chronicle.message import NUMBERS, MessageBase
 from chronicle.sidecar.supervise import Service
 
-__all__ = ["Ranges", "Settings", "read_settings"]
+__all__ = ["Ranges", "Settings", "TakesCommands", "read_settings"]
 
 M = TypeVar("M", bound=MessageBase)
 #: Lowest and highest value, both allowed, by key.
@@ -95,6 +95,13 @@ def _check(item: Any, found: Any, span: tuple[float, float] | None) -> str | Non
     if found != found:
         return f"expected=a number {shown}"
     return None
+
+
+class TakesCommands(Protocol):
+    """A hot thread, as far as settings need one."""
+
+    def send(self, message: Any, /) -> int:
+        """Send a command; return its ticket."""
 
 
 class Settings:
