@@ -71,7 +71,7 @@ class World:
     # --- Lives ---
 
     def begin(self, name: str) -> None:
-        """Begin a life from what stands on the tapes; and another, if that one is killed at once."""
+        """Begin a life from what stands on the tapes; and another, if that is killed at once."""
         begin = {"router": self._begin_router, "exchange": self._begin_exchange}
         while True:
             try:
