@@ -240,45 +240,45 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="exchange: %(message)s")
     bus = Bus(options.bus)
     sidecar = Sidecar()
-    with bus.open_endpoint(f"exchanges/{options.name}") as endpoint:
-        out = Queue.open_publisher(
-            endpoint.path / options.gateway,
-            schema=[Execution],
-            segment_bytes=1 << 20,
-            provisioner=sidecar.provisioner,
-        )
-        # What earlier lives have published says where this one goes on.
-        state = rebuild(Exchange(), [Past(out.path)])
-        state["is_live"] = 1
-        first = int(state["cause"]) + int(state["is_finished"])
-        hot = HotThread(
-            Exchange(),
-            state=state,
-            outputs={"out": out},
-            name="exchange",
-            core=options.core,
-            wait=choose_wait(options.wait),
-            guard="enforce",
-            provisioner=sidecar.provisioner,
-        )
+    endpoint = bus.open_endpoint(f"exchanges/{options.name}")
+    sidecar.serve_endpoint(endpoint)
+    out = Queue.open_publisher(
+        endpoint.path / options.gateway,
+        schema=[Execution],
+        segment_bytes=1 << 20,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.close_at_stop(out.close)
+    # What earlier lives have published says where this one goes on.
+    state = rebuild(Exchange(), [Past(out.path)])
+    state["is_live"] = 1
+    first = int(state["cause"]) + int(state["is_finished"])
+    hot = HotThread(
+        Exchange(),
+        state=state,
+        outputs={"out": out},
+        name="exchange",
+        core=options.core,
+        wait=choose_wait(options.wait),
+        guard="enforce",
+        provisioner=sidecar.provisioner,
+    )
 
-        def stop_if_failed(event: object) -> None:
-            if isinstance(event, HotThreadFailed):
-                sidecar.request_stop()
+    def stop_if_failed(event: object) -> None:
+        if isinstance(event, HotThreadFailed):
+            sidecar.request_stop()
 
-        sidecar.attach(hot, on_event=stop_if_failed)
-        sidecar.discover(
-            bus.path / "gateways" / options.gateway / "exchange",
-            hot,
-            name=f"exchange-{options.name}",
-            admit=lambda _path: Admission(start=first),
-        )
-        sidecar.every(1.0, name="lease")(endpoint.renew)
-        endpoint.ready([options.gateway])
-        sidecar.serve()
-        out.close()
-        if hot.failure is not None:
-            raise SystemExit(f"exchange: {hot.failure}")
+    sidecar.attach(hot, on_event=stop_if_failed)
+    sidecar.discover(
+        bus.path / "gateways" / options.gateway / "exchange",
+        hot,
+        name=f"exchange-{options.name}",
+        admit=lambda _path: Admission(start=first),
+    )
+    endpoint.ready([options.gateway])
+    sidecar.serve()
+    if hot.failure is not None:
+        raise SystemExit(f"exchange: {hot.failure}")
 
 
 if __name__ == "__main__":

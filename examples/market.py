@@ -31,34 +31,33 @@ def main() -> None:
     options = parser.parse_args()
     bus = Bus(options.bus)
     sidecar = Sidecar()
-    with (
-        bus.open_endpoint(f"streams/{options.venue}") as endpoint,
-        Queue.open_publisher(
-            endpoint.path / "live", schema=[QuoteUpdate], provisioner=sidecar.provisioner
-        ) as live,
-    ):
-        chance = random.Random(options.seed * 1_000_003 + live.next_seq)
-        middle = 1_000 * TICK
+    endpoint = bus.open_endpoint(f"streams/{options.venue}")
+    sidecar.serve_endpoint(endpoint)
+    live = Queue.open_publisher(
+        endpoint.path / "live", schema=[QuoteUpdate], provisioner=sidecar.provisioner
+    )
+    sidecar.close_at_stop(live.close)
+    chance = random.Random(options.seed * 1_000_003 + live.next_seq)
+    middle = 1_000 * TICK
 
-        @sidecar.every(1.0 / options.rate)
-        def quote() -> None:
-            nonlocal middle
-            middle = max(100 * TICK, middle + chance.choice((-TICK, 0, TICK)))
-            live.publish(
-                QuoteUpdate(
-                    time_ns=time.time_ns(),
-                    symbol=options.symbol.encode(),
-                    bid_price=middle - TICK,
-                    ask_price=middle + TICK,
-                    bid_size=chance.choice((100, 300, 1_000)),
-                    ask_size=chance.choice((100, 300, 1_000)),
-                    flags=0,
-                )
+    @sidecar.every(1.0 / options.rate)
+    def quote() -> None:
+        nonlocal middle
+        middle = max(100 * TICK, middle + chance.choice((-TICK, 0, TICK)))
+        live.publish(
+            QuoteUpdate(
+                time_ns=time.time_ns(),
+                symbol=options.symbol.encode(),
+                bid_price=middle - TICK,
+                ask_price=middle + TICK,
+                bid_size=chance.choice((100, 300, 1_000)),
+                ask_size=chance.choice((100, 300, 1_000)),
+                flags=0,
             )
+        )
 
-        sidecar.every(1.0, name="lease")(endpoint.renew)
-        endpoint.ready(["live"])
-        sidecar.serve()
+    endpoint.ready(["live"])
+    sidecar.serve()
 
 
 if __name__ == "__main__":

@@ -484,6 +484,11 @@ class Seats:
         with self._lock:
             self.gone.add(Path(path).parent.name)
 
+    def close(self) -> None:
+        """Close the queues of reports."""
+        for writer in self.writers.values():
+            writer.close()
+
     def reclaim(self) -> int:
         """Free the seat of a strategy that is gone and has nothing open."""
         assert self.hot is not None
@@ -522,52 +527,52 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="router: %(message)s")
     bus = Bus(options.bus)
     sidecar = Sidecar()
-    with bus.open_endpoint(f"gateways/{options.name}") as endpoint:
-        seats = Seats(bus.path, options.name, options.allow or ["*"])
-        seats.provisioner = sidecar.provisioner
-        forwards = Queue.open_publisher(
-            endpoint.path / "exchange",
-            schema=[Forward],
-            segment_bytes=1 << 20,
-            provisioner=sidecar.provisioner,
-        )
-        router = Router(name=options.name.encode())
-        state = seats.rebuild(router, endpoint.path / "exchange")
-        seats.hot = hot = HotThread(
-            router,
-            state=state,
-            outputs={"forwards": forwards, "reports": seats.writers},
-            name="router",
-            core=options.core,
-            wait=choose_wait(options.wait),
-            guard="enforce",
-            sources_max=SEATS + 1,
-            provisioner=sidecar.provisioner,
-        )
-        sidecar.attach(hot, on_event=lambda event: stop_if_failed(sidecar, event))
-        sidecar.discover(
-            bus.path / "orders" / "*" / "out",
-            hot,
-            name=f"router-{options.name}",
-            admit=seats.admit,
-            on_gone=seats.leave,
-            readiness=bus.readiness,
-        )
-        sidecar.discover(
-            bus.path / "exchanges" / options.exchange / options.name,
-            hot,
-            name=f"router-{options.name}",
-            admit=lambda _path: Admission(start=int(hot.state["cause"]) + 1, tag=EXCHANGE),
-        )
-        if options.limits:
-            sidecar.settings(options.limits, Limits, hot, ranges=RANGES)
-        sidecar.every(1.0, name="lease")(endpoint.renew)
-        endpoint.ready(["exchange"])
-        sidecar.serve()
-        for writer in (forwards, *seats.writers.values()):
-            writer.close()
-        if hot.failure is not None:
-            raise SystemExit(f"router: {hot.failure}")
+    endpoint = bus.open_endpoint(f"gateways/{options.name}")
+    sidecar.serve_endpoint(endpoint)
+    seats = Seats(bus.path, options.name, options.allow or ["*"])
+    seats.provisioner = sidecar.provisioner
+    forwards = Queue.open_publisher(
+        endpoint.path / "exchange",
+        schema=[Forward],
+        segment_bytes=1 << 20,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.close_at_stop(forwards.close)
+    sidecar.close_at_stop(seats.close)
+    router = Router(name=options.name.encode())
+    state = seats.rebuild(router, endpoint.path / "exchange")
+    seats.hot = hot = HotThread(
+        router,
+        state=state,
+        outputs={"forwards": forwards, "reports": seats.writers},
+        name="router",
+        core=options.core,
+        wait=choose_wait(options.wait),
+        guard="enforce",
+        sources_max=SEATS + 1,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.attach(hot, on_event=lambda event: stop_if_failed(sidecar, event))
+    sidecar.discover(
+        bus.path / "orders" / "*" / "out",
+        hot,
+        name=f"router-{options.name}",
+        admit=seats.admit,
+        on_gone=seats.leave,
+        readiness=bus.readiness,
+    )
+    sidecar.discover(
+        bus.path / "exchanges" / options.exchange / options.name,
+        hot,
+        name=f"router-{options.name}",
+        admit=lambda _path: Admission(start=int(hot.state["cause"]) + 1, tag=EXCHANGE),
+    )
+    if options.limits:
+        sidecar.settings(options.limits, Limits, hot, ranges=RANGES)
+    endpoint.ready(["exchange"])
+    sidecar.serve()
+    if hot.failure is not None:
+        raise SystemExit(f"router: {hot.failure}")
 
 
 if __name__ == "__main__":

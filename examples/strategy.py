@@ -463,57 +463,57 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format=f"{options.name}: %(message)s")
     bus = Bus(options.bus)
     sidecar = Sidecar()
-    with bus.open_endpoint(f"orders/{options.name}") as endpoint:
-        out = Queue.open_publisher(
-            endpoint.path / "out",
-            schema=[Order, Cancel],
-            segment_bytes=1 << 20,
-            provisioner=sidecar.provisioner,
-        )
-        around = Surroundings(bus.path, options.name)
-        session = session_of(inspect(out.path)["queue_id"])
-        strategy = Strategy(symbol=options.symbol.encode(), session=session)
-        state = around.rebuild(strategy, out)
-        around.hot = hot = HotThread(
-            strategy,
-            state=state,
-            outputs={"out": out},
-            name=options.name,
-            core=options.core,
-            wait=choose_wait(options.wait),
-            guard="enforce",
-            provisioner=sidecar.provisioner,
-        )
+    endpoint = bus.open_endpoint(f"orders/{options.name}")
+    sidecar.serve_endpoint(endpoint)
+    out = Queue.open_publisher(
+        endpoint.path / "out",
+        schema=[Order, Cancel],
+        segment_bytes=1 << 20,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.close_at_stop(out.close)
+    around = Surroundings(bus.path, options.name)
+    session = session_of(inspect(out.path)["queue_id"])
+    strategy = Strategy(symbol=options.symbol.encode(), session=session)
+    state = around.rebuild(strategy, out)
+    around.hot = hot = HotThread(
+        strategy,
+        state=state,
+        outputs={"out": out},
+        name=options.name,
+        core=options.core,
+        wait=choose_wait(options.wait),
+        guard="enforce",
+        provisioner=sidecar.provisioner,
+    )
 
-        def stop_if_failed(event: object) -> None:
-            if isinstance(event, HotThreadFailed):
-                sidecar.request_stop()
+    def stop_if_failed(event: object) -> None:
+        if isinstance(event, HotThreadFailed):
+            sidecar.request_stop()
 
-        sidecar.attach(hot, on_event=stop_if_failed)
-        sidecar.settings(options.risk, Risk, hot, ranges=RANGES)
-        reports = endpoint.path / "in" / "*"
-        sidecar.discover(reports, hot, name=options.name, admit=around.admit_reports)
-        gateways = bus.path / "gateways" / "*" / "exchange"
-        sidecar.watch(gateways, around.on_gateway, readiness=bus.readiness)
-        venue = bus.path / "streams" / options.venue
-        sidecar.discover(
-            venue / "live",
-            hot,
-            name=options.name,
-            admit=around.admit_feed,
-            on_gone=around.lose_feed,
-            readiness=bus.readiness,
-        )
-        sidecar.discover(venue / "snapshot", hot, name=None, start="latest")
-        sidecar.every(1.0, name="lease")(endpoint.renew)
-        endpoint.ready(["out"])
-        # In the first stage of the shutdown, as long as the hot thread still runs.
-        goodbye = Service("leave", _nothing, finish=lambda: leave(hot, options.leave_s))
-        sidecar.add_service(goodbye)
-        sidecar.serve()
-        out.close()
-        if hot.failure is not None:
-            raise SystemExit(f"{options.name}: {hot.failure}")
+    sidecar.attach(hot, on_event=stop_if_failed)
+    sidecar.settings(options.risk, Risk, hot, ranges=RANGES)
+    reports = endpoint.path / "in" / "*"
+    sidecar.discover(reports, hot, name=options.name, admit=around.admit_reports)
+    gateways = bus.path / "gateways" / "*" / "exchange"
+    sidecar.watch(gateways, around.on_gateway, readiness=bus.readiness)
+    venue = bus.path / "streams" / options.venue
+    sidecar.discover(
+        venue / "live",
+        hot,
+        name=options.name,
+        admit=around.admit_feed,
+        on_gone=around.lose_feed,
+        readiness=bus.readiness,
+    )
+    sidecar.discover(venue / "snapshot", hot, name=None, start="latest")
+    endpoint.ready(["out"])
+    # In the first stage of the shutdown, as long as the hot thread still runs.
+    goodbye = Service("leave", _nothing, finish=lambda: leave(hot, options.leave_s))
+    sidecar.add_service(goodbye)
+    sidecar.serve()
+    if hot.failure is not None:
+        raise SystemExit(f"{options.name}: {hot.failure}")
 
 
 async def leave(hot: HotThread, patience_s: float) -> None:
