@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chronicle.feeds.batch import I64, U8, U64, Assembler, Batch, Counts, Event
+from chronicle.hot.wire import Wire, WireTable
 from chronicle.message import MessageBase
 
 
@@ -71,6 +72,7 @@ class WireLayout:
         self.code = code
         self.size_bytes = size_bytes
         self.order = order
+        self.fields = fields
         self._plain: list[str] = []
         self._padded: list[str] = []
         self._times: list[str] = []
@@ -172,6 +174,22 @@ class MessageTable:
     def classes(self) -> dict[int, type[MessageBase]]:
         """Message classes by type id."""
         return {layout.message.type_id: layout.message for layout in self.layouts.values()}
+
+    def for_handlers(self) -> WireTable:
+        """Return the same table for handlers: ``TABLE.publish(output, data, at, length)``."""
+        return WireTable(
+            self.raw_type_id,
+            (
+                Wire(
+                    layout.message,
+                    code,
+                    layout.size_bytes,
+                    is_big_endian=layout.order == ">",
+                    fields=layout.fields,
+                )
+                for code, layout in self.layouts.items()
+            ),
+        )
 
     def assemble(
         self,
