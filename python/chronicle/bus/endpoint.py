@@ -9,13 +9,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from chronicle.bus.lock import is_locked, take_lock
 from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
 from chronicle.bus.names import open_directory, split_name
 from chronicle.bus.readiness import Readiness
 from chronicle.errors import BadArgument, Closed, Forked
+
+if TYPE_CHECKING:
+    from chronicle.bus.connection import Connection, Observer
+    from chronicle.queue import Start, Wait
 
 __all__ = ["Bus", "Endpoint", "Status"]
 
@@ -35,12 +39,15 @@ class Status:
         this instance.
     lease
         Of the owner, or of the last one.
+    queues
+        Those that can be opened, as READY of this instance says.
     """
 
     state: Literal["alive", "stalled", "dead", "absent"]
     reason: str
     ready: bool
     lease: Lease | None
+    queues: tuple[str, ...] = ()
 
 
 class Bus:
@@ -100,10 +107,50 @@ class Bus:
         if not is_held:
             return Status("dead", "lock free", False, lease)
         is_ready = ready is not None and ready.instance == lease.instance
+        queues = ready.queues if ready is not None and is_ready else ()
         age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - lease.renewed_ns
         if lease.boot != _boot_id() or age_ns > lease.valid_ns:
-            return Status("stalled", "heartbeat stale", is_ready, lease)
-        return Status("alive", "", is_ready, lease)
+            return Status("stalled", "heartbeat stale", is_ready, lease, queues)
+        return Status("alive", "", is_ready, lease, queues)
+
+    def connect(
+        self,
+        endpoint: str,
+        queue: str,
+        *,
+        name: str | None,
+        start: Start = "resume",
+        wait: Wait = "hybrid",
+        interval_s: float = 0.05,
+    ) -> Connection:
+        """Subscribe to a queue whether it is there or not, for as long as the connection is open.
+
+        Returns at once: what has become of the source comes in order with its messages.
+
+        Parameters
+        ----------
+        endpoint, queue
+            As ``"streams/iex", "live"``.
+        name, start, wait
+            As for `Queue.open_subscriber`; after a loss it goes on behind what was read.
+        interval_s
+            How often to look at the source: so late may a loss be noticed.
+
+        Raises
+        ------
+        BadArgument
+            If a name cannot be.
+        """
+        from chronicle.bus.connection import Connection, EndpointQueue
+
+        source = EndpointQueue(self, endpoint, queue)
+        return Connection(source, name=name, start=start, wait=wait, interval_s=interval_s)
+
+    def observe(self, endpoint: str, queue: str) -> Observer:
+        """Tell when a queue is there, lost, and back, to whoever does not read it himself."""
+        from chronicle.bus.connection import EndpointQueue, Observer
+
+        return Observer(EndpointQueue(self, endpoint, queue))
 
     @property
     def readiness(self) -> Readiness:

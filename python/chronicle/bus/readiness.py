@@ -46,14 +46,15 @@ class Readiness:
         BusRefused
             If something on the way, or a marker, is not what it should be.
         """
-        parts = self._parts_of(path)
+        parts = self.parts_of(path)
         try:
             with open_directory(self._root, parts[:-1]) as directory:
                 return self._look(directory, path.rpartition("/")[0], parts[-1])
         except FileNotFoundError:
             return None
 
-    def _parts_of(self, path: str) -> tuple[str, ...]:
+    def parts_of(self, path: str) -> tuple[str, ...]:
+        """Return the names below the bus that a path consists of; `BadArgument` if it cannot be."""
         prefix = f"{self._root}/"
         parts = split_name(path[len(prefix) :]) if path.startswith(prefix) else ()
         if len(parts) < 2:
