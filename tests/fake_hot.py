@@ -32,6 +32,7 @@ class FakeHot:
         self.counters: dict[str, int] = {}
         self.guard_counts: dict[tuple[str, str], int] = {}
         self.outputs: dict[str, chronicle.QueueWriter] = {}
+        self.packets: tuple[chronicle.PacketRing, ...] = ()
 
     @property
     def status(self) -> Any:

@@ -73,17 +73,24 @@ int32_t fails(context_t *c) { return 2; }
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """Compile the handler, and tell it where to call."""
+def compiled(text: str) -> ctypes.CDLL:
+    """Compile C, and load it."""
     folder = Path(tempfile.mkdtemp(prefix="chronicle-hot-"))
     source, made = folder / "handler.c", folder / "handler.so"
-    source.write_text(SOURCE)
+    source.write_text(text)
     command = ["cc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(made), str(source)]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(made))
     for path in (source, made):
         path.unlink()
     folder.rmdir()
+    return loaded
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Compile the handler, and tell it where to call."""
+    loaded = compiled(SOURCE)
     symbols = _core.hot_symbols()
     for name, symbol in (("append", "chr_hot_append"), ("log_line", "chr_hot_log")):
         ctypes.c_void_p.in_dll(loaded, name).value = symbols[symbol]

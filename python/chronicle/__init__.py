@@ -17,7 +17,7 @@ b'hello'
 #   errors     the tree of exceptions                values: small immutable objects
 #   message    @message: fixed-layout messages       channel, aio: small helpers
 #   schema     queue.json: the messages that a queue carries; imported when first needed
-#   queue      queues, readers, writers, fan-in
+#   queue      queues, readers, writers, fan-in     packets: rings of UDP datagrams
 #   hot        handlers, and the hot thread that runs them; imported when first needed
 #   bus        who is there: endpoints with LOCK, LEASE and READY
 #   sidecar    the asyncio runtime beside hot threads; imported when first needed
@@ -75,6 +75,7 @@ from chronicle.errors import (
     WriterActive,
 )
 from chronicle.message import message
+from chronicle.packets import Datagram, PacketRing, PacketStatistics
 from chronicle.queue import (
     FanInReader,
     Message,
@@ -109,6 +110,7 @@ __all__ = [
     "CommandRefused",
     "CompileError",
     "CorruptRecord",
+    "Datagram",
     "DecodeError",
     "DiskFull",
     "EndpointActive",
@@ -126,6 +128,8 @@ __all__ = [
     "Moved",
     "NativeHandler",
     "NotAQueue",
+    "PacketRing",
+    "PacketStatistics",
     "Provisioner",
     "Queue",
     "QueueFull",

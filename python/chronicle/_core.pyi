@@ -10,11 +10,13 @@ from typing_extensions import Buffer, disjoint_base
 __all__ = [
     "FORMAT_VERSION",
     "RECORD_HEADER_BYTES",
+    "Datagram",
     "FanInReader",
     "Floor",
     "GuardTrial",
     "HotCore",
     "Message",
+    "PacketRing",
     "Prefault",
     "Provisioner",
     "QueueReader",
@@ -162,6 +164,36 @@ class FanInReader:
     def __len__(self) -> int: ...
 
 @final
+class Datagram:
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def timestamp_ns(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def source(self) -> int | None: ...
+
+@disjoint_base
+class PacketRing:
+    def __new__(
+        cls,
+        interface: str,
+        lines: Sequence[tuple[str, int]],
+        frames: int,
+        frame_bytes: int,
+        checksums: bool,
+    ) -> Self: ...
+    def next(self) -> Datagram | None: ...
+    def look(self) -> str: ...
+    def counts(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
 class Floor:
     def __new__(cls) -> Self: ...
     def append(
@@ -229,6 +261,7 @@ class HotCore:
         self,
         readers: Sequence[tuple[int, int, QueueReader]],
         writers: Sequence[tuple[int, QueueWriter]],
+        rings: Sequence[PacketRing],
         provisioner: Provisioner,
         journal: QueueWriter | None,
         journal_head: bytes,

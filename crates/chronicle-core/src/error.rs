@@ -3,6 +3,7 @@
 //! `Error` is one pointer, so that `Result`s on the hot path stay in registers; the box is only
 //! allocated when something did go wrong.
 
+use crate::os::packet;
 use std::{fmt, io};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -45,6 +46,7 @@ pub enum ErrorKind {
     SegmentMissing { path: String, index: u64 },
     SequenceNotWritten { path: String, sequence: u64, next: u64 },
     BadArgument { what: &'static str, found: String, expected: String },
+    Network { what: &'static str, about: String, source: io::Error },
     Forked,
 }
 
@@ -65,10 +67,16 @@ impl Error {
             .into()
     }
 
+    pub fn network(what: &'static str, about: impl Into<String>, source: io::Error) -> Self {
+        ErrorKind::Network { what, about: about.into(), source }.into()
+    }
+
     /// The error number, if the kernel said no.
     pub fn errno(&self) -> Option<i32> {
         match self.kind() {
-            ErrorKind::Io { source, .. } => source.raw_os_error(),
+            ErrorKind::Io { source, .. } | ErrorKind::Network { source, .. } => {
+                source.raw_os_error()
+            }
             _ => None,
         }
     }
@@ -163,9 +171,12 @@ impl fmt::Display for Error {
             ErrorKind::BadArgument { what, found, expected } => {
                 write!(f, "bad {what}: found={found} expected={expected}")
             }
+            ErrorKind::Network { what, about, source } => {
+                write!(f, "cannot {what} '{about}': {source}; {}", packet::advice(source))
+            }
             ErrorKind::Forked => write!(
                 f,
-                "this object belongs to the parent process; open queues after fork(), not before"
+                "this object belongs to the parent process; open queues and rings after fork(), not before"
             ),
         }
     }

@@ -10,6 +10,7 @@
 //! - `layout`: every byte on disk.
 //! - `queue`: writer, reader, cursors, recovery, segments, retention, provisioner.
 //! - `fanin`, `wait`: many queues as one, and sleeping without losing a wake-up.
+//! - `packets`: rings of UDP datagrams that the kernel fills; `word`: numbers with one writer.
 //! - `hot`: the hot thread: loop, commands, log ring, meter, the C ABI of handlers, the guard.
 //!
 //! Under `cfg(loom)` only the two lowest exist: loom's atomics cannot stand in mapped memory.
@@ -30,9 +31,13 @@ pub mod layout;
 #[cfg(not(loom))]
 pub mod os;
 #[cfg(not(loom))]
+pub mod packets;
+#[cfg(not(loom))]
 pub mod queue;
 #[cfg(not(loom))]
 pub mod wait;
+#[cfg(not(loom))]
+pub mod word;
 
 #[cfg(not(loom))]
 pub use error::{Error, ErrorKind, GapReason, Result};

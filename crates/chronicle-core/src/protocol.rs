@@ -32,6 +32,10 @@
 //! - P11 leaving: `attached` decrement, full fence in [`WakeRequest::leave`], `wanted` load. P10 and
 //!   P11 together: either the writer sees that nobody serves it, or the worker that leaves sees the
 //!   request.
+//! - P12 frame of a packet ring, to us: the kernel's store of the status word, behind its barrier ->
+//!   Acquire load in [`frame_status`]. Who sees that a frame is ours sees what is in it.
+//! - P13 frame, back to the kernel: Release store in [`give_frame_back`] -> the kernel's load of the
+//!   status word before it fills the frame again. Our loads from the frame are over by then.
 
 use crate::sync::{Arc, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence, full_fence};
 use core::marker::PhantomData;
@@ -70,6 +74,10 @@ pub trait Orderings {
     const ASK_FENCE: Ordering = Ordering::SeqCst;
     /// P11.
     const LEAVE_FENCE: Ordering = Ordering::SeqCst;
+    /// P12.
+    const FRAME_LOAD: Ordering = Ordering::Acquire;
+    /// P13.
+    const FRAME_STORE: Ordering = Ordering::Release;
 }
 
 /// The orderings that ship.
@@ -95,6 +103,18 @@ pub fn commit<O: Orderings>(word: &AtomicU32, value: u32) {
 #[inline(always)]
 pub fn committed<O: Orderings>(word: &AtomicU32) -> u32 {
     word.load(O::COMMIT_LOAD)
+}
+
+/// The status word of a frame in a ring that the kernel fills. P12.
+#[inline(always)]
+pub fn frame_status<O: Orderings>(word: &AtomicU32) -> u32 {
+    word.load(O::FRAME_LOAD)
+}
+
+/// Gives a frame back: the kernel may fill it again. Wait-free, one store. P13.
+#[inline(always)]
+pub fn give_frame_back<O: Orderings>(word: &AtomicU32, status: u32) {
+    word.store(status, O::FRAME_STORE);
 }
 
 /// Two words in the control block over which waiters ask to be woken.

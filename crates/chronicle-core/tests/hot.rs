@@ -275,7 +275,8 @@ fn messages_are_dispatched_in_order_and_outputs_counters_and_logs_arrive() {
     }
     input.append(TYPE_UNKNOWN, b"", None).unwrap();
     let readers = vec![(1, 0, scratch.reader("in", "hot"))];
-    let mut hot = start(Cargo { readers, writers: vec![(0, output)], journal: None });
+    let writers = vec![(0, output)];
+    let mut hot = start(Cargo { readers, writers, ..Cargo::default() });
     until("all messages", || hot.shared.page.messages.get() == 11);
     assert_eq!(hot.shared.counters[0].get(), 10);
     for n in 1..=10 {
@@ -641,7 +642,7 @@ fn a_start_that_fails_gives_everything_back() {
     let cargo = || Cargo {
         readers: vec![(5, 0, scratch.reader("in", "hot"))],
         writers: vec![(1, scratch.writer("out"))],
-        journal: None,
+        ..Cargo::default()
     };
     let check = |error_is: fn(&StartError) -> bool, table: HandlerTable, options: Options| {
         let Err(not_started) = thread::start(program(table), options, cargo()) else {
@@ -709,7 +710,7 @@ fn with_the_clock_each_message_has_its_time_and_publishes_with_it() {
     let cargo = Cargo {
         readers: vec![(1, 0, scratch.reader("in", "hot"))],
         writers: vec![(0, scratch.writer("out"))],
-        journal: None,
+        ..Cargo::default()
     };
     let hot = thread::start(program(table), options(), cargo).map_err(|e| e.error).unwrap();
     until("the message", || hot.shared.page.appends.get() == 1);

@@ -195,7 +195,8 @@ fn a_replay_of_the_journal_ends_in_the_same_state_with_the_same_outputs() {
     provisioner.attach_writer(&journal, Chores::default());
     let mut inputs = [scratch.writer("in-0"), scratch.writer("in-1")];
     let readers = vec![(1, 0, scratch.reader("in-0", "hot"))];
-    let cargo = Cargo { readers, writers: vec![], journal: Some((journal, b"head".to_vec())) };
+    let journal = Some((journal, b"head".to_vec()));
+    let cargo = Cargo { readers, journal, ..Cargo::default() };
     let mut hot = start(cargo);
     let mut ticket = 1;
     let mut send = |hot: &mut HotThread, what| {
@@ -273,8 +274,8 @@ fn an_input_that_cannot_be_written_down_is_not_given_to_the_handler() {
     }
     let cargo = Cargo {
         readers: vec![(1, 0, scratch.reader("in", "hot"))],
-        writers: vec![],
         journal: Some((journal, Vec::new())),
+        ..Cargo::default()
     };
     let mut hot = start(cargo);
     until("it failed", || hot.is_finished());

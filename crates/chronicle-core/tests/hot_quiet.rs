@@ -231,7 +231,8 @@ fn with_a_provisioner_there_is_no_system_call_no_allocation_and_no_fault() {
     provisioner.attach_writer(&output, Chores::default());
     provisioner.attach_reader(&reader);
     let guard = Guard::new(GuardMode::Observe, 64).unwrap();
-    let cargo = Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], journal: None };
+    let cargo =
+        Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], ..Cargo::default() };
     let hot = start(&guard, WaitStrategy::Spin, cargo);
     let mut side = Side {
         path: path.clone(),
@@ -290,7 +291,8 @@ fn without_a_provisioner_calls_are_seen_and_an_allocation_is_counted() {
     let (mut input, output) = (open(&scratch.0.join("in")), open(&scratch.0.join("out")));
     let reader = Reader::open(&scratch.0.join("in"), Some("hot"), Start::Earliest).unwrap();
     let guard = Guard::new(GuardMode::Observe, 64).unwrap();
-    let cargo = Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], journal: None };
+    let cargo =
+        Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], ..Cargo::default() };
     let wait = WaitStrategy::Hybrid { spin_ns: 1_000 };
     let mut hot = start(&guard, wait, cargo);
     let command = What::Message { type_id: TYPE_ALLOCATE, bytes: Box::default() };
@@ -316,7 +318,8 @@ fn without_a_provisioner_sleepers_are_woken_inline_and_that_is_counted() {
     let reader = Reader::open(&scratch.0.join("in"), Some("hot"), Start::Earliest).unwrap();
     let endpoint = Arc::clone(output.endpoint());
     let guard = Guard::new(GuardMode::Observe, 64).unwrap();
-    let cargo = Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], journal: None };
+    let cargo =
+        Cargo { readers: vec![(0, 0, reader)], writers: vec![(0, output)], ..Cargo::default() };
     let mut hot = start(&guard, WaitStrategy::Hybrid { spin_ns: 1_000 }, cargo);
     let mut sleeper = Reader::open(&scratch.0.join("out"), None, Start::Earliest).unwrap();
     let target = [sleeper.wait_target()];

@@ -61,6 +61,11 @@ pub fn to_py(error: Error) -> PyErr {
             Some(number) => PyOSError::new_err((number, text, path.clone())),
             None => PyOSError::new_err(text),
         },
+        // As above; the text says what it is about, which is no path.
+        ErrorKind::Network { source, .. } => match source.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, text)),
+            None => PyOSError::new_err(text),
+        },
         ErrorKind::DiskFull { needed_bytes, .. } => {
             raise("DiskFull", text, &[("needed_bytes", (*needed_bytes).into())])
         }

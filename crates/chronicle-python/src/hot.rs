@@ -9,6 +9,7 @@ use crate::guard;
 use crate::hot_callable::{self, Callback};
 use crate::hot_convert as convert;
 use crate::numbers::TypeId;
+use crate::packets::PacketRing;
 use crate::provision::Provisioner;
 use crate::reader::{self, QueueReader};
 use crate::waiting;
@@ -78,6 +79,8 @@ struct Lent {
     writers: HashMap<u32, (Py<QueueWriter>, Arc<Endpoint>)>,
     /// By ticket: on their way to an output.
     writers_sent: HashMap<u64, (Py<QueueWriter>, Arc<Endpoint>)>,
+    /// By their places.
+    rings: Vec<Py<PacketRing>>,
     journal: Option<(Py<QueueWriter>, Arc<Endpoint>)>,
 }
 
@@ -217,12 +220,14 @@ impl HotCore {
 
     /// Takes everything over and starts the thread; gives what the kernel refused. If it fails,
     /// everything is given back, and the failure is returned instead.
-    #[pyo3(signature = (readers, writers, provisioner, journal, journal_head))]
+    #[pyo3(signature = (readers, writers, rings, provisioner, journal, journal_head))]
+    #[allow(clippy::too_many_arguments)] // All that a thread starts with, from one place.
     fn start<'py>(
         &self,
         py: Python<'py>,
         readers: Vec<(u64, u32, Py<QueueReader>)>,
         writers: Vec<(u32, Py<QueueWriter>)>,
+        rings: Vec<Py<PacketRing>>,
         provisioner: &Bound<'py, Provisioner>,
         journal: Option<Py<QueueWriter>>,
         journal_head: Vec<u8>,
@@ -244,7 +249,8 @@ impl HotCore {
                 return Err(error);
             }
         };
-        let cargo = match self.load(py, readers, writers, provisioner, journal, journal_head) {
+        let journal = journal.map(|journal| (journal, journal_head));
+        let cargo = match self.load(py, (readers, writers, rings, journal), provisioner) {
             Ok(cargo) => cargo,
             Err(error) => {
                 *lock(&self.life) = Life::New;
@@ -531,6 +537,14 @@ impl HotCore {
     }
 }
 
+/// The Python objects that a thread starts with: readers, writers, rings, the journal.
+type Objects = (
+    Vec<(u64, u32, Py<QueueReader>)>,
+    Vec<(u32, Py<QueueWriter>)>,
+    Vec<Py<PacketRing>>,
+    Option<(Py<QueueWriter>, Vec<u8>)>,
+);
+
 /// The command, and an error unless the channel was just full.
 type NotSent = (What, Option<PyErr>);
 
@@ -583,20 +597,11 @@ impl HotCore {
     fn load(
         &self,
         py: Python<'_>,
-        readers: Vec<(u64, u32, Py<QueueReader>)>,
-        writers: Vec<(u32, Py<QueueWriter>)>,
+        objects: Objects,
         provisioner: &Bound<'_, Provisioner>,
-        journal: Option<Py<QueueWriter>>,
-        journal_head: Vec<u8>,
     ) -> PyResult<Cargo> {
         let mut cargo = Cargo::default();
-        let loaded = self.load_into(
-            py,
-            &mut cargo,
-            (readers, writers, journal.map(|journal| (journal, journal_head))),
-            provisioner,
-        );
-        match loaded {
+        match self.load_into(py, &mut cargo, objects, provisioner) {
             Ok(()) => Ok(cargo),
             Err(error) => {
                 self.give_back(py, cargo);
@@ -605,16 +610,11 @@ impl HotCore {
         }
     }
 
-    #[allow(clippy::type_complexity)]
     fn load_into(
         &self,
         py: Python<'_>,
         cargo: &mut Cargo,
-        (readers, writers, journal): (
-            Vec<(u64, u32, Py<QueueReader>)>,
-            Vec<(u32, Py<QueueWriter>)>,
-            Option<(Py<QueueWriter>, Vec<u8>)>,
-        ),
+        (readers, writers, rings, journal): Objects,
         provisioner: &Bound<'_, Provisioner>,
     ) -> PyResult<()> {
         for (ticket, tag, object) in readers {
@@ -626,6 +626,12 @@ impl HotCore {
             let native = self.take_writer(py, object.bind(py), provisioner)?;
             lock(&self.lent).writers.insert(output, (object, Arc::clone(native.endpoint())));
             cargo.writers.push((output, native));
+        }
+        for object in rings {
+            let ring = &object.get().inner;
+            ring.with(py, |ring| ring.check_owner().map_err(to_py))?;
+            cargo.rings.push(ring.take(py, self.owner())?);
+            lock(&self.lent).rings.push(object);
         }
         if let Some((object, head)) = journal {
             let native = self.take_writer(py, object.bind(py), provisioner)?;
@@ -717,7 +723,8 @@ impl HotCore {
             self.take_back(py, command.ticket, command.what);
         }
         let readers = ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, 0, reader));
-        Cargo { readers: readers.collect(), writers: ended.writers, journal }
+        let readers = readers.collect();
+        Cargo { readers, writers: ended.writers, rings: ended.rings, journal }
     }
 
     /// Restores every object from the cargo.
@@ -727,6 +734,10 @@ impl HotCore {
         }
         for (output, writer) in cargo.writers {
             self.return_writer(py, output, writer);
+        }
+        let rings = std::mem::take(&mut lock(&self.lent).rings);
+        for (object, ring) in rings.into_iter().zip(cargo.rings) {
+            object.get().inner.restore_surely(py, ring);
         }
         if let Some((writer, _)) = cargo.journal {
             let object = lock(&self.lent).journal.take();
@@ -751,6 +762,9 @@ impl HotCore {
             }
             StartError::Journal(error) => Err(to_py(error)),
             StartError::Counters(error) => Err(error.into()),
+            StartError::JournalWithRings => {
+                Err(bad("journal", "a writer, and packets", "one of both"))
+            }
             StartError::Spawn(error) => Err(error.into()),
         }
     }

@@ -6,9 +6,10 @@
 //! deleting another thread's state takes the caller's own away from `PyGILState_Ensure`.
 
 use crate::message::Pool;
+use crate::packets::Datagram;
 use chronicle_core::hot::abi::{
-    Context, FAILED, HANDLED, HandlerTable, KIND_DATA, Message, TABLE_BATCHED, TABLE_UNAUDITED,
-    UNHANDLED,
+    Context, FAILED, HANDLED, HandlerTable, KIND_DATA, KIND_DATAGRAM, Message, TABLE_BATCHED,
+    TABLE_UNAUDITED, UNHANDLED,
 };
 use chronicle_core::hot::current;
 use pyo3::ffi;
@@ -151,22 +152,30 @@ unsafe extern "C" fn on_batch_end(context: *mut Context) -> i32 {
 unsafe extern "C" fn on_message(context: *mut Context, message: *const Message) -> i32 {
     // SAFETY: called by the loop with valid pointers.
     let (inner, message) = unsafe { (inner(context), &*message) };
-    if message.kind != KIND_DATA {
-        return UNHANDLED;
-    }
-    // SAFETY: called by the loop, which has set the record of this very call.
-    let Some((raw, segment)) = (unsafe { current(context) }) else {
-        return FAILED;
-    };
-    // The lock is held since `on_batch_begin`; this only tells PyO3 so.
-    Python::attach(|py| {
-        let object = inner.pool.message(py, raw, segment, i64::from(message.source));
-        match object.and_then(|object| inner.callable.call1(py, (object,))) {
-            Ok(_) => HANDLED,
-            Err(error) => {
-                inner.error = Some(error);
-                FAILED
-            }
+    // The lock is held since `on_batch_begin`; attaching only tells PyO3 so.
+    let called = match message.kind {
+        KIND_DATA => {
+            // SAFETY: called by the loop, which has set the record of this very call.
+            let Some((raw, segment)) = (unsafe { current(context) }) else {
+                return FAILED;
+            };
+            Python::attach(|py| {
+                let object = inner.pool.message(py, raw, segment, i64::from(message.source))?;
+                inner.callable.call1(py, (object,))
+            })
         }
-    })
+        KIND_DATAGRAM => Python::attach(|py| {
+            // SAFETY: called by the loop with a valid message.
+            let object = unsafe { Datagram::of_message(py, message) };
+            inner.callable.call1(py, (object,))
+        }),
+        _ => return UNHANDLED,
+    };
+    match called {
+        Ok(_) => HANDLED,
+        Err(error) => {
+            inner.error = Some(error);
+            FAILED
+        }
+    }
 }

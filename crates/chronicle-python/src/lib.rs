@@ -17,6 +17,7 @@ mod hot_replay;
 mod message;
 mod numbers;
 mod owned;
+mod packets;
 mod provision;
 mod reader;
 mod waiting;
@@ -43,6 +44,7 @@ mod _core {
         hot::{HotCore, counters_layout, hot_symbols},
         hot_replay::Replay,
         message::{Message, Run},
+        packets::{Datagram, PacketRing},
         provision::Provisioner,
         reader::{Prefault, QueueReader},
         writer::QueueWriter,

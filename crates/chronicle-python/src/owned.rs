@@ -156,6 +156,11 @@ impl<T> Owned<T> {
         Ok(())
     }
 
+    /// Who has the value, if it was handed to somebody.
+    pub fn owner(&self, py: Python<'_>) -> PyResult<Option<Cow<'static, str>>> {
+        Ok(self.enter(py)?.state().owner())
+    }
+
     pub fn is_closed(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(!matches!(self.enter(py)?.state(), State::Present(_)))
     }

@@ -13,6 +13,7 @@ from chronicle.values import Value
 
 if TYPE_CHECKING:
     from chronicle.hot.kernel import ThreadCounters
+    from chronicle.packets import PacketStatistics
 
 __all__ = ["Histogram", "HotStatus"]
 
@@ -98,7 +99,7 @@ class HotStatus(NamedTuple):
         ``"stopped"`` or ``"failed"``.
     warnings
         What the kernel refused at the start.
-    turns, messages, commands, events, idles
+    turns, messages, datagrams, commands, events, idles
         Rounds of the loop, and what was given to the handler in them.
     unhandled
         Messages and commands that the handler had no method for.
@@ -133,6 +134,8 @@ class HotStatus(NamedTuple):
     supervised
         Somebody has called `HotThread.poll` within the last second, as a sidecar does. Otherwise
         nobody reads the log, the answers and the guard's reports; the thread itself runs on.
+    packets
+        What each of its packet rings has counted, by place.
     kernel
         The kernel's counts of the thread; ``None`` if it does not run.
     interrupts
@@ -143,6 +146,7 @@ class HotStatus(NamedTuple):
     warnings: tuple[str, ...] = ()
     turns: int = 0
     messages: int = 0
+    datagrams: int = 0
     commands: int = 0
     events: int = 0
     idles: int = 0
@@ -169,5 +173,6 @@ class HotStatus(NamedTuple):
     thread_id: int = 0
     started_ns: int = 0
     supervised: bool = False
+    packets: tuple[PacketStatistics, ...] = ()
     kernel: ThreadCounters | None = None
     interrupts: int | None = None

@@ -53,6 +53,7 @@ from chronicle.message import MessageBase
 if TYPE_CHECKING:
     from chronicle.hot.counters import CountersFile
     from chronicle.hot.outputs import Given
+    from chronicle.packets import PacketRing
     from chronicle.queue import QueueReader, QueueWriter
 
 __all__ = ["HotThread"]
@@ -79,18 +80,20 @@ _running: weakref.WeakSet[HotThread] = weakref.WeakSet()
 class HotThread:
     """A native thread that runs a handler on messages of its readers, and does nothing else.
 
-    The thread owns its readers and writers: using their Python objects raises `Moved` until `stop`
-    gives them back. It makes no system call, allocates nothing and never takes the interpreter lock
-    (unless the handler is a plain callable). Everything around it is done by whoever calls `poll`,
-    which `chronicle.Sidecar` does by itself.
+    The thread owns its readers, writers and packet rings: using their Python objects raises `Moved`
+    until `stop` gives them back. It makes no system call, allocates nothing and never takes the
+    interpreter lock (unless the handler is a plain callable). Everything around it is done by
+    whoever calls `poll`, which `chronicle.Sidecar` does by itself.
 
     Parameters
     ----------
     handler
         A `chronicle.Handler` (compiled and audited), a `NativeHandler`, or a callable that takes a
-        `Message` (it takes the interpreter lock per batch of messages).
+        `Message`, or a `Datagram` of a packet ring (it takes the interpreter lock per batch).
     readers
         Sources to begin with; ``AddReader(reader, tag=7)`` for one with a tag.
+    packets
+        Rings of datagrams; the place of each is its number. Not together with `journal`.
     outputs
         Writers by the names that the handler gives its outputs; of a table of outputs a dict by
         slot, or a sequence in which ``None`` is a slot without a writer.
@@ -152,6 +155,7 @@ class HotThread:
         handler: Any,
         *,
         readers: Iterable[QueueReader | AddReader] = (),
+        packets: Iterable[PacketRing] = (),
         outputs: Mapping[str, Given] | None = None,
         name: str | None = None,
         core: int | None = None,
@@ -189,6 +193,13 @@ class HotThread:
         _check_range("log_records", log_records, 1, 1 << 24)
         _check_range("spin_ns", spin_ns, 0, 1 << 40)
         self._readers = [r if isinstance(r, AddReader) else AddReader(r) for r in readers]
+        self._packets = tuple(packets)
+        if self._packets and journal is not None:
+            raise BadArgument(
+                f"bad journal: found={journal!r} expected=None with packets=; a journal holds what "
+                "comes from queues, so a replay would miss the packets; publish the datagrams with "
+                "publish_bytes, and journal the thread that reads that queue"
+            )
         self._output_names = OutputNames(program.outputs)
         self._outputs = self._output_names.of_given(outputs or {})
         self._journal = journal
@@ -267,7 +278,12 @@ class HotThread:
             head = self._journal_head() if self._journal is not None else b""
             try:
                 warnings, failure = self._core.start(
-                    readers, list(self._outputs.items()), provisioner, self._journal, head
+                    readers,
+                    list(self._outputs.items()),
+                    self._packets,
+                    provisioner,
+                    self._journal,
+                    head,
                 )
             except BaseException:
                 self._close_provisioner()
@@ -559,6 +575,11 @@ class HotThread:
             return {names[number]: writer for number, writer in self._outputs.items()}
 
     @property
+    def packets(self) -> tuple[PacketRing, ...]:
+        """The packet rings, by place. Moved while the thread runs."""
+        return self._packets
+
+    @property
     def sources(self) -> dict[int, QueueReader]:
         """The readers that the thread has, by source, as far as its answers were drained.
 
@@ -785,6 +806,7 @@ class HotThread:
         return HotStatus(
             warnings=self._warnings,
             supervised=polled_s is not None and time.monotonic() - polled_s < _SUPERVISED_S,
+            packets=tuple(ring.statistics() for ring in self._packets),
             kernel=kernel,
             interrupts=interrupts,
             **words,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from chronicle.errors import Closed, HotThreadFailed, Moved
+from chronicle.packets import PacketRing
 from chronicle.queue import QueueReader, QueueWriter
 from chronicle.sidecar.supervise import Service, Stage
 from chronicle.sidecar.workers import in_worker
@@ -60,6 +61,10 @@ class HotLike(Protocol):
     @property
     def sources(self) -> Mapping[int, QueueReader]:
         """Readers that it has."""
+
+    @property
+    def packets(self) -> Sequence[PacketRing]:
+        """Packet rings that it has, or had when it stopped."""
 
     @property
     def outputs(self) -> Mapping[str, QueueWriter]:

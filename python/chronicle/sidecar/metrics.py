@@ -34,6 +34,7 @@ _QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 _HOT_COUNTERS = {
     "turns": "Rounds of the loop",
     "messages": "Messages given to the handler",
+    "datagrams": "Datagrams given to the handler",
     "commands": "Commands given to the handler",
     "events": "Events given to the handler",
     "unhandled": "Messages and commands that the handler had no method for",
@@ -57,6 +58,18 @@ _HOT_GAUGES = {
     "sources": "Readers",
     "segments_kept": "Mappings kept until the end",
     "guard_lost": "Whether another library has taken over the guard's signal",
+}
+#: Fields of `PacketStatistics` that only grow, and what they count.
+_PACKET_COUNTERS = {
+    "datagrams": "Datagrams of a packet ring",
+    "bytes": "Bytes of their payloads",
+    "not_ours": "Frames that were for somebody else",
+    "malformed": "Frames whose lengths contradict each other",
+    "fragments": "Fragments, which are dropped",
+    "truncated": "Frames that are longer than those of the ring",
+    "bad_checksums": "Damaged datagrams",
+    "drops": "Frames for which the ring had no room",
+    "rebinds": "Times the ring was bound anew to its interface",
 }
 _SWITCHES = {"voluntary": "switches_voluntary", "involuntary": "switches_involuntary"}
 _FAULTS = {"minor": "faults_minor", "major": "faults_major"}
@@ -163,6 +176,7 @@ class Metrics:
                 family.add_metric([name], getattr(status, field))
             yield family
         yield from _about_kernel([(name, status) for name, _, status in found])
+        yield from _about_packets(found)
         state = _family(
             "gauge", "hot_state", "1 for the state that a thread is in", "thread", "state"
         )
@@ -256,6 +270,24 @@ def _about_kernel(found: list[tuple[str, Any]]) -> Iterator[Metric]:
         if status.interrupts is not None:
             interrupts.add_metric([name], status.interrupts)
     yield from (faults, switches, interrupts)
+
+
+def _about_packets(found: list[tuple[str, Any, Any]]) -> Iterator[Metric]:
+    """Yield what the packet rings of hot threads have counted."""
+    rings = [
+        ([name, ring.name], counts)
+        for name, thread, status in found
+        for ring, counts in zip(thread.packets, status.packets, strict=True)
+    ]
+    for field, text in _PACKET_COUNTERS.items():
+        family = _family("counter", f"packets_{field}", text, "thread", "ring")
+        for labels, counts in rings:
+            family.add_metric(labels, getattr(counts, field))
+        yield family
+    up = _family("gauge", "packets_up", "Whether the ring's interface is up", "thread", "ring")
+    for labels, counts in rings:
+        up.add_metric(labels, int(counts.state == "up"))
+    yield up
 
 
 def _cursors(queue: Path) -> Iterator[tuple[str, int]]:

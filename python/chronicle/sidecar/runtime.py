@@ -547,7 +547,8 @@ class Sidecar:
     ) -> HotT:
         """Look after a hot thread from now on: poll it, log for it, stop it in order; return it.
 
-        After it has stopped, the queues that it wrote are flushed.
+        After it has stopped, the queues that it wrote are flushed. Its packet rings are looked
+        after: once a second drops are summed up, and an interface that has come back is bound anew.
 
         Whatever comes back from it is polled here; others get it by `on_event`, or ask for the
         answer to their own command with `HotThread.wait_for`. Threads of the sidecar keep off its
@@ -576,6 +577,10 @@ class Sidecar:
         self.cares.append(care)
         self.add_service(care.service(f"hot {thread.name}"))
         self.add_service(care.flush_service(f"flush {thread.name}"))
+        if thread.packets:
+            from chronicle.sidecar.packetcare import PacketCare
+
+            self.add_service(PacketCare(thread.packets).service(f"packets {thread.name}"))
         return thread
 
     def discover(

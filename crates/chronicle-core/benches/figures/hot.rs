@@ -108,7 +108,7 @@ fn hot(
         },
     };
     let writers = output.map(|writer| (0, writer)).into_iter().collect();
-    let cargo = Cargo { readers, writers, journal: None };
+    let cargo = Cargo { readers, writers, ..Cargo::default() };
     match thread::start(program, options, cargo) {
         Ok(hot) => hot,
         Err(not_started) => panic!("{:?}", not_started.error),

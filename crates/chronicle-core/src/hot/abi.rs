@@ -17,7 +17,8 @@ pub const KIND_DATA: u16 = 0;
 pub const KIND_COMMAND: u16 = 1;
 /// [`Message::kind`] of an event that the loop makes itself.
 pub const KIND_EVENT: u16 = 2;
-/// [`Message::kind`] of a datagram of a packet ring: `type_id` is the line, `source` the ring.
+/// [`Message::kind`] of a datagram: the payload stands in its ring, `type_id` is the line, `source`
+/// the place of the ring.
 pub const KIND_DATAGRAM: u16 = 3;
 /// [`Message::source`] of what comes from no source.
 pub const NO_SOURCE: u32 = u32::MAX;
@@ -61,7 +62,7 @@ pub struct Message {
     pub source: u32,
     /// What the application gave the source as its tag; 0 without one.
     pub tag: u32,
-    /// Of the record; of a command its ticket; of an event 0.
+    /// Of the record; of a command its ticket; of an event 0; datagrams of a ring count from 1.
     pub sequence: u64,
     pub timestamp_ns: u64,
 }

@@ -1,9 +1,5 @@
 //! What the hot thread tells about itself: words that it alone stores and anybody may load.
 //!
-//! A word is counted up by a load and a store, not by a locked instruction: there is one writer. A
-//! reader sees each word whole, and words of different moments beside each other; that is what a
-//! status is for. Nothing else is read through these words, so all of it is Relaxed.
-//!
 //! Histograms are log-linear (as HdrHistogram's): 32 buckets per power of two, so a value is known
 //! to 3 %. They are arrays of such words instead of the crate hdrhistogram's, whose counts nobody
 //! may read while they are written.
@@ -16,34 +12,9 @@
 
 use crate::os::{clock, futex};
 use crate::protocol::{Doorbell, Strong};
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
-/// A word with one writer.
-#[repr(transparent)]
-#[derive(Debug, Default)]
-pub struct Word(AtomicU64);
-
-impl Word {
-    /// Only the one writer calls this.
-    #[inline(always)]
-    pub fn add(&self, more: u64) {
-        // Relaxed: one writer, and nothing is read through the word.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-    }
-
-    /// Only the one writer calls this.
-    #[inline(always)]
-    pub fn set(&self, value: u64) {
-        // Relaxed: as in `add`.
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    #[inline(always)]
-    pub fn get(&self) -> u64 {
-        // Relaxed: as in `add`.
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub use crate::word::Word;
 
 /// Where a hot thread is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +77,8 @@ page! {
     turns,
     /// Records of queues that were dispatched.
     messages,
+    /// Datagrams of rings that were dispatched.
+    datagrams,
     /// Commands that were taken.
     commands,
     /// Events that the loop made.

@@ -1,5 +1,5 @@
-//! The loop. One turn: commands, then at most [`TURN_MESSAGES_MAX`] messages; if there was nothing,
-//! the idle hook and the wait.
+//! The loop. One turn: commands, then at most [`TURN_MESSAGES_MAX`] messages of the queues, and as
+//! many datagrams of each ring; if there was nothing, the idle hook and the wait.
 //!
 //! Each message is committed as soon as its handler has returned, so what is committed is exactly
 //! what was handled. A handler that fails ends the loop; the source of the message is put back
@@ -22,8 +22,9 @@ use crate::hot::shared::Shared;
 use crate::os::clock::meter_ticks;
 use crate::os::futex::{self, WaitWord};
 use crate::os::seccomp;
+use crate::packets::{Datagram, Next, Ring};
 use crate::queue::reader::Reader;
-use crate::queue::segment::{RawRecord, Segment};
+use crate::queue::segment::Segment;
 use crate::queue::writer::Writer;
 use crate::sync::Arc;
 use crate::wait::{LOOK, WaitStrategy};
@@ -75,6 +76,7 @@ pub(crate) struct Parts {
     pub services: Services,
     pub commands: Consumer<Command>,
     pub acks: AckSender,
+    pub rings: Vec<Ring>,
     pub journal: Option<Journal>,
     pub guard: Arc<Guard>,
 }
@@ -92,6 +94,7 @@ pub(crate) struct Loop {
     awaiting_first: u32,
     asked_to_stop: bool,
     fan: FanIn,
+    rings: Box<[Ring]>,
     options: LoopOptions,
     turn_ticks: u64,
     /// When the loop last had something to do; 0 while it has.
@@ -122,7 +125,7 @@ unsafe extern "C" fn not_for_me(_: *mut Context, _: *const Message) -> i32 {
 
 impl Loop {
     pub fn new(parts: Parts, options: LoopOptions) -> Self {
-        let Parts { table, shared, services, commands, acks, journal, guard } = parts;
+        let Parts { table, shared, services, commands, acks, rings, journal, guard } = parts;
         let sample_every = match options.meter {
             Meter::Off => 0,
             Meter::Loop => SAMPLE_EVERY,
@@ -155,6 +158,7 @@ impl Loop {
             awaiting_first: 0,
             asked_to_stop: false,
             fan: FanIn::with_capacity(options.mode, sources_max),
+            rings: rings.into(),
             options,
             turn_ticks: 0,
             idle_since: 0,
@@ -244,7 +248,10 @@ impl Loop {
         if !self.commands.is_empty() || self.acks.is_behind() {
             worked += self.take_commands()?;
         }
-        let drained = self.drain_sources(&mut worked);
+        let mut drained = self.drain_sources(&mut worked);
+        if !self.rings.is_empty() && drained.is_ok() {
+            drained = self.drain_rings(&mut worked);
+        }
         if self.in_batch {
             self.end_batch()?;
         }
@@ -285,7 +292,7 @@ impl Loop {
                 timestamp_ns: raw.timestamp_ns,
             };
             if self.table.flags & TABLE_BATCHED != 0
-                && let Err(failure) = self.enter_batch(raw, segment)
+                && let Err(failure) = self.enter_batch(Some(Current { raw, segment }))
             {
                 self.fan.undeliver(&raw);
                 return Err(failure);
@@ -306,6 +313,48 @@ impl Loop {
             }
         }
         Ok(())
+    }
+
+    #[inline]
+    fn drain_rings(&mut self, worked: &mut u32) -> Result<(), Failure> {
+        for place in 0..self.rings.len() {
+            for _ in 0..TURN_MESSAGES_MAX {
+                if self.asked_to_stop || self.shared.page.must_stop() {
+                    return Ok(());
+                }
+                let datagram = match self.rings[place].peek() {
+                    Next::Datagram(datagram) => datagram,
+                    Next::Dropped => {
+                        *worked += 1;
+                        continue;
+                    }
+                    Next::Empty => break,
+                };
+                *worked += 1;
+                self.datagram(place, &datagram)?;
+                self.rings[place].release(&datagram);
+                self.shared.page.datagrams.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn datagram(&mut self, place: usize, datagram: &Datagram) -> Result<(), Failure> {
+        if self.table.flags & TABLE_BATCHED != 0 {
+            self.enter_batch(None)?;
+        }
+        let message = Message {
+            payload: datagram.payload,
+            len_bytes: datagram.len_bytes as u32,
+            type_id: datagram.line,
+            kind: KIND_DATAGRAM,
+            source: place as u32,
+            tag: 0,
+            sequence: datagram.number,
+            timestamp_ns: datagram.timestamp_ns,
+        };
+        self.data(&message)
     }
 
     #[inline(always)]
@@ -427,8 +476,8 @@ impl Loop {
     // --- Batches ---
 
     #[inline]
-    fn enter_batch(&mut self, raw: RawRecord, segment: *const Arc<Segment>) -> Result<(), Failure> {
-        self.services().current = Some(Current { raw, segment });
+    fn enter_batch(&mut self, current: Option<Current>) -> Result<(), Failure> {
+        self.services().current = current;
         if !self.in_batch {
             self.in_batch = true;
             let hook = self.table.on_batch_begin;
@@ -549,7 +598,9 @@ impl Loop {
         if armed == Armed::Ready || page.must_stop() || (!self.commands.is_empty() && !is_stuck) {
             return;
         }
-        let limit = if armed == Armed::All && !is_stuck { LOOK } else { futex::PARK_NAP };
+        // A datagram rings nothing.
+        let can_be_rung = armed == Armed::All && !is_stuck && self.rings.is_empty();
+        let limit = if can_be_rung { LOOK } else { futex::PARK_NAP };
         page.parks.add(1);
         page.set_state(State::Parked);
         // Through the one instruction that the guard's filter lets pass.
@@ -566,6 +617,7 @@ impl Loop {
         let mut ended = Ended {
             readers: Vec::new(),
             writers: Vec::new(),
+            rings: std::mem::take(&mut self.rings).into_vec(),
             commands: Vec::new(),
             acks: Vec::new(),
             journal: self.journal.take(),
@@ -601,6 +653,8 @@ pub struct Ended {
     /// The ticket each was added with, its number, the reader.
     pub readers: Vec<(u64, u32, Reader)>,
     pub writers: Vec<(u32, Writer)>,
+    /// In the order that they were handed over in.
+    pub rings: Vec<Ring>,
     /// Sent, but not taken any more.
     pub commands: Vec<Command>,
     /// Acks for which there was no room.

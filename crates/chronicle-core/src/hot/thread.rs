@@ -17,6 +17,7 @@ use crate::hot::services::Services;
 use crate::hot::shared::Shared;
 use crate::hot::{HandlerTable, abi, block};
 use crate::os::{clock, process, thread};
+use crate::packets::Ring;
 use crate::queue::reader::Reader;
 use crate::queue::writer::Writer;
 use crate::sync::Arc;
@@ -64,6 +65,8 @@ pub struct Cargo {
     /// Each with the ticket that it shall be known by, and its tag.
     pub readers: Vec<(u64, u32, Reader)>,
     pub writers: Vec<(u32, Writer)>,
+    /// Their places are their numbers.
+    pub rings: Vec<Ring>,
     /// With the bytes of its head record.
     pub journal: Option<(Writer, Vec<u8>)>,
 }
@@ -80,6 +83,8 @@ pub enum StartError {
     Journal(Error),
     /// The block of the counters file cannot be mapped.
     Counters(std::io::Error),
+    /// A journal holds what comes from queues; packets would be missing.
+    JournalWithRings,
     Spawn(std::io::Error),
     /// `on_start` failed.
     Failed(Failure),
@@ -124,12 +129,12 @@ pub fn start(
         Ok(counts) => counts,
         Err(error) => return Err(not_started(StartError::Counters(error), cargo)),
     };
-    let Cargo { readers, writers, journal } = cargo;
+    let Cargo { readers, writers, rings, journal } = cargo;
     let journal = match journal.map(|(writer, head)| Journal::begin(writer, &head)).transpose() {
         Ok(journal) => journal,
         Err(refused) => {
             let (error, writer) = *refused;
-            let cargo = Cargo { readers, writers, journal: Some((writer, Vec::new())) };
+            let cargo = Cargo { readers, writers, rings, journal: Some((writer, Vec::new())) };
             return Err(not_started(StartError::Journal(error), cargo));
         }
     };
@@ -155,6 +160,7 @@ pub fn start(
         services,
         commands: taken,
         acks: ack_sender,
+        rings,
         journal,
         guard: Arc::clone(&options.guard),
     };
@@ -202,6 +208,9 @@ fn check(program: &Program<'_>, options: &Options, cargo: &Cargo) -> Result<(), 
     if highest > program.outputs {
         let (found, limit) = (highest, program.outputs);
         return Err(StartError::TooMany { what: "outputs", found, limit });
+    }
+    if cargo.journal.is_some() && !cargo.rings.is_empty() {
+        return Err(StartError::JournalWithRings);
     }
     Ok(())
 }
@@ -320,6 +329,7 @@ fn unload(ended: Ended) -> (Cargo, Option<Failure>) {
     let cargo = Cargo {
         readers: ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, 0, reader)).collect(),
         writers: ended.writers,
+        rings: ended.rings,
         journal: ended.journal.map(|journal| (journal.into_writer(), Vec::new())),
     };
     (cargo, ended.failure)

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 /// Of x86-64, and of aarch64 with pages of 4 KiB.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// A shared mapping of the first `len` bytes of a file. Unmapped when dropped.
+/// A shared mapping of `len` bytes of a file, or of what a socket shares. Unmapped when dropped.
 pub struct Map {
     base: NonNull<u8>,
     len: usize,
@@ -24,10 +24,21 @@ unsafe impl Sync for Map {}
 impl Map {
     /// Maps the file; the caller has checked that it is at least `len` bytes long.
     pub fn new(file: &File, len: usize, writable: bool) -> io::Result<Self> {
+        Self::of_descriptor(file.as_fd(), len, 0, writable)
+    }
+
+    /// Maps what a descriptor stands for, from an offset that is a multiple of the page size.
+    pub fn of_descriptor(
+        fd: BorrowedFd<'_>,
+        len: usize,
+        offset: u64,
+        writable: bool,
+    ) -> io::Result<Self> {
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            let at = offset as libc::off_t;
+            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd.as_raw_fd(), at)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());

@@ -1,10 +1,12 @@
 //! The only home of system calls. Each file wraps one family of them and turns errors into
 //! [`crate::Error`].
 
+pub mod bpf;
 pub mod clock;
 pub mod fs;
 pub mod futex;
 pub mod map;
+pub mod packet;
 pub mod process;
 pub mod seccomp;
 pub mod sigsys;

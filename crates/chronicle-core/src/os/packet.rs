@@ -1,0 +1,358 @@
+//! Packet sockets: packet(7) with a ring of TPACKET_V2 frames in memory that the kernel shares, and
+//! the silent UDP sockets that join multicast groups for it.
+//!
+//! Everything is asked through the sockets themselves, so it is answered for the network namespace
+//! that they were opened in, whichever thread asks.
+
+use crate::os::bpf::{self, Instruction};
+use crate::os::map::Map;
+use crate::os::process::CloseInChild;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// What stands before each frame (linux/if_packet.h).
+pub type FrameHeader = libc::tpacket2_hdr;
+
+/// Bits of [`FrameHeader::tp_status`].
+pub const STATUS_KERNEL: u32 = libc::TP_STATUS_KERNEL;
+pub const STATUS_USER: u32 = libc::TP_STATUS_USER;
+pub const STATUS_CHECKSUM_NOT_READY: u32 = libc::TP_STATUS_CSUMNOTREADY;
+pub const STATUS_CHECKSUM_VALID: u32 = libc::TP_STATUS_CSUM_VALID;
+pub const STATUS_VLAN_VALID: u32 = libc::TP_STATUS_VLAN_VALID;
+
+/// `struct tpacket_req`; the libc crate has another structure under that name.
+#[repr(C)]
+struct RingRequest {
+    block_bytes: u32,
+    blocks: u32,
+    frame_bytes: u32,
+    frames: u32,
+}
+
+fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
+}
+
+/// What to do about an error of the calls in this module.
+pub fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "packets need CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=, \
+             container: --cap-add NET_RAW, or setcap cap_net_raw+ep on the interpreter)"
+        }
+        Some(libc::ENOMEM) => "use fewer or smaller frames",
+        Some(libc::ENOBUFS) => {
+            "the kernel allows too few groups per socket; raise net.ipv4.igmp_max_memberships"
+        }
+        Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL) => {
+            "see that the interface exists in this network namespace (`ip link`)"
+        }
+        Some(libc::ENOPROTOOPT) => "this needs Linux 4.20 or newer with packet sockets",
+        Some(libc::EAFNOSUPPORT) => "this needs a kernel with packet sockets (CONFIG_PACKET)",
+        _ => "see packet(7) for what the kernel means by that",
+    }
+}
+
+/// A socket of one process: a forked child closes its copy as it starts.
+struct Socket {
+    fd: ManuallyDrop<OwnedFd>,
+    registered: CloseInChild,
+}
+
+impl Socket {
+    fn open(family: libc::c_int, kind: libc::c_int) -> io::Result<Self> {
+        // SAFETY: no memory is passed.
+        let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
+        // SAFETY: `socket` gave us this descriptor, nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let registered = CloseInChild::register(fd.as_raw_fd())?;
+        Ok(Self { fd: ManuallyDrop::new(fd), registered })
+    }
+
+    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+        let len = size_of::<T>() as libc::socklen_t;
+        let value: *const T = value;
+        // SAFETY: a value of that length, which outlives the call; the kernel only reads it.
+        let rc = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, value.cast(), len) };
+        check(rc).map(drop)
+    }
+
+    fn set_filter(&self, program: &[Instruction]) -> io::Result<()> {
+        let filter = libc::sock_fprog {
+            len: u16::try_from(program.len()).map_err(|_| io::Error::other("filter too long"))?,
+            filter: program.as_ptr().cast_mut(),
+        };
+        // The kernel copies the program and only reads it.
+        self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
+    }
+
+    /// One of the questions about an interface; `None` if there is none of the name.
+    fn interface_request(
+        &self,
+        name: &str,
+        question: libc::Ioctl,
+    ) -> io::Result<Option<libc::ifreq>> {
+        // SAFETY: plain data, for which zeros are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        if name.len() >= request.ifr_name.len() || name.contains('\0') {
+            return Ok(None);
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: such a request is what the question takes; the name is terminated.
+        let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), question, &raw mut request) };
+        match check(rc) {
+            Ok(_) => Ok(Some(request)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.registered.is_ours() {
+            self.registered.forget();
+            // SAFETY: dropped once, here; in a forked child it was closed already.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
+    }
+}
+
+/// An interface at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    pub index: u32,
+    /// Up, and with a carrier.
+    pub is_running: bool,
+    /// Frames have an Ethernet header.
+    pub is_ethernet: bool,
+    pub mtu_bytes: usize,
+}
+
+/// A packet socket. It receives nothing before it is bound.
+pub struct PacketSocket(Socket);
+
+impl PacketSocket {
+    /// # Errors
+    /// EPERM without CAP_NET_RAW.
+    pub fn open() -> io::Result<Self> {
+        Socket::open(libc::AF_PACKET, libc::SOCK_RAW).map(Self)
+    }
+
+    /// Whether this process opened it, and not the parent it was forked from.
+    pub fn is_ours(&self) -> bool {
+        self.0.registered.is_ours()
+    }
+
+    pub fn interface(&self, name: &str) -> io::Result<Option<Interface>> {
+        let Some(index) = self.0.interface_request(name, libc::SIOCGIFINDEX)? else {
+            return Ok(None);
+        };
+        let Some(flags) = self.0.interface_request(name, libc::SIOCGIFFLAGS)? else {
+            return Ok(None);
+        };
+        let Some(hardware) = self.0.interface_request(name, libc::SIOCGIFHWADDR)? else {
+            return Ok(None);
+        };
+        let Some(mtu) = self.0.interface_request(name, libc::SIOCGIFMTU)? else {
+            return Ok(None);
+        };
+        const RUNNING: libc::c_int = libc::IFF_UP | libc::IFF_RUNNING;
+        // SAFETY: each answer is read as what its question gives.
+        let (index, flags, kind, mtu) = unsafe {
+            (
+                index.ifr_ifru.ifru_ifindex,
+                libc::c_int::from(flags.ifr_ifru.ifru_flags),
+                hardware.ifr_ifru.ifru_hwaddr.sa_family,
+                mtu.ifr_ifru.ifru_mtu,
+            )
+        };
+        Ok(Some(Interface {
+            index: index as u32,
+            is_running: flags & RUNNING == RUNNING,
+            is_ethernet: matches!(kind, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK),
+            mtu_bytes: mtu as usize,
+        }))
+    }
+
+    /// Lets pass only what may be for one of the lines, and nothing that this host sends.
+    pub fn set_filter(&self, lines: &[SocketAddrV4]) -> io::Result<()> {
+        self.0.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
+        self.0.set_filter(&bpf::lines_filter(lines))
+    }
+
+    /// Makes the ring and maps it: `frames` of `frame_bytes` each, one behind the other.
+    ///
+    /// # Errors
+    /// EINVAL for sizes that cannot be, ENOMEM.
+    pub fn map_ring(
+        &self,
+        frames: usize,
+        frame_bytes: usize,
+        block_bytes: usize,
+    ) -> io::Result<Map> {
+        let version = libc::tpacket_versions::TPACKET_V2 as libc::c_int;
+        self.0.set(libc::SOL_PACKET, libc::PACKET_VERSION, &version)?;
+        let len = frames * frame_bytes;
+        let request = RingRequest {
+            block_bytes: block_bytes as u32,
+            blocks: (len / block_bytes) as u32,
+            frame_bytes: frame_bytes as u32,
+            frames: frames as u32,
+        };
+        self.0.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        Map::of_descriptor(self.0.fd.as_fd(), len, 0, true)
+    }
+
+    /// From now on takes what comes in at the interface.
+    pub fn bind(&self, index: u32) -> io::Result<()> {
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+            sll_ifindex: index as libc::c_int,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: an address of that length, which outlives the call.
+        let rc = unsafe { libc::bind(self.0.fd.as_raw_fd(), (&raw const address).cast(), len) };
+        check(rc).map(drop)
+    }
+
+    /// The index of the interface that it is bound to; `None` since that has gone.
+    pub fn bound(&self) -> io::Result<Option<u32>> {
+        // SAFETY: plain data, for which zeros are valid.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: address and length outlive the call, which stores at most so much.
+        let rc = unsafe {
+            libc::getsockname(self.0.fd.as_raw_fd(), (&raw mut address).cast(), &mut len)
+        };
+        check(rc)?;
+        Ok(u32::try_from(address.sll_ifindex).ok().filter(|&index| index != 0))
+    }
+
+    /// Packets that found no free frame since the last call: the kernel then counts anew.
+    pub fn take_drops(&self) -> io::Result<u64> {
+        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut len = size_of_val(&counts) as libc::socklen_t;
+        // SAFETY: counts and length outlive the call, which stores at most so much.
+        let rc = unsafe {
+            libc::getsockopt(
+                self.0.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut counts).cast(),
+                &mut len,
+            )
+        };
+        check(rc)?;
+        Ok(counts.tp_drops.into())
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+/// Groups that one socket may join (igmp_max_memberships, whose default this is).
+const GROUPS_PER_SOCKET: usize = 20;
+
+/// Sockets that make the groups and ports of a ring known to the kernel, and receive nothing.
+///
+/// A socket that is bound to no port is given no datagram. Ports of our own addresses are bound, so
+/// that the kernel does not answer that nobody listens; those sockets drop all.
+pub struct Members {
+    sockets: Vec<(Socket, Vec<Ipv4Addr>)>,
+    _ports: Vec<Socket>,
+    /// The interface that the groups were joined on.
+    joined: Option<u32>,
+}
+
+fn membership(group: Ipv4Addr, index: u32) -> libc::ip_mreqn {
+    libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr { s_addr: u32::from(group).to_be() },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: index as libc::c_int,
+    }
+}
+
+impl Members {
+    /// Joins nothing yet.
+    pub fn new(
+        groups: &[Ipv4Addr],
+        unicast: impl Iterator<Item = SocketAddrV4>,
+    ) -> io::Result<Self> {
+        let mut sockets = Vec::new();
+        for some in groups.chunks(GROUPS_PER_SOCKET) {
+            sockets.push((Socket::open(libc::AF_INET, libc::SOCK_DGRAM)?, some.to_vec()));
+        }
+        let mut ports = Vec::new();
+        for line in unicast {
+            ports.extend(occupy(line)?);
+        }
+        Ok(Self { sockets, _ports: ports, joined: None })
+    }
+
+    /// The interface on which all groups are joined.
+    pub fn joined(&self) -> Option<u32> {
+        self.joined
+    }
+
+    /// Joins all groups on the interface, and leaves them where they were joined before.
+    pub fn join(&mut self, index: u32) -> io::Result<()> {
+        if let Some(before) = self.joined.take() {
+            self.leave(before);
+        }
+        for (socket, groups) in &self.sockets {
+            for &group in groups {
+                let request = membership(group, index);
+                let joined = socket.set(libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &request);
+                if let Err(error) = joined {
+                    self.leave(index);
+                    return Err(error);
+                }
+            }
+        }
+        self.joined = Some(index);
+        Ok(())
+    }
+
+    fn leave(&self, index: u32) {
+        for (socket, groups) in &self.sockets {
+            for &group in groups {
+                // What was not joined, or has gone together with the interface, is no error.
+                let request = membership(group, index);
+                let _ = socket.set(libc::IPPROTO_IP, libc::IP_DROP_MEMBERSHIP, &request);
+            }
+        }
+    }
+}
+
+/// Binds the port, if it is one of ours and nobody else has it.
+fn occupy(line: SocketAddrV4) -> io::Result<Option<Socket>> {
+    let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM)?;
+    socket.set_filter(&bpf::drop_all())?;
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: line.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*line.ip()).to_be() },
+        sin_zero: [0; 8],
+    };
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: an address of that length, which outlives the call.
+    let rc = unsafe { libc::bind(socket.fd.as_raw_fd(), (&raw const address).cast(), len) };
+    match check(rc) {
+        Ok(_) => Ok(Some(socket)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}

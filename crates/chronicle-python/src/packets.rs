@@ -1,0 +1,216 @@
+//! `PacketRing`: a ring of datagrams that the kernel fills.
+
+use crate::errors::{raise, to_py};
+use crate::owned::Owned;
+use chronicle_core::hot::abi::Message;
+use chronicle_core::packets::control::{self, Control, Options};
+use chronicle_core::packets::counters::Counters;
+use chronicle_core::packets::lines::Lines;
+use chronicle_core::packets::{Next, Ring, Shape};
+use chronicle_core::sync::Arc;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::{Mutex, PoisonError};
+
+/// One UDP datagram; its payload is a copy.
+#[pyclass(frozen, module = "chronicle")]
+pub struct Datagram {
+    payload: Py<PyBytes>,
+    line: u16,
+    timestamp_ns: u64,
+    number: u64,
+    source: Option<u32>,
+}
+
+impl Datagram {
+    /// Of a message of the kind.
+    ///
+    /// # Safety
+    /// The message's payload is valid.
+    pub unsafe fn of_message(py: Python<'_>, message: &Message) -> Self {
+        // SAFETY: the caller's promise; the ring gives a pointer for an empty payload as well.
+        let payload =
+            unsafe { std::slice::from_raw_parts(message.payload, message.len_bytes as usize) };
+        Self {
+            payload: PyBytes::new(py, payload).unbind(),
+            line: message.type_id,
+            timestamp_ns: message.timestamp_ns,
+            number: message.sequence,
+            source: Some(message.source),
+        }
+    }
+}
+
+#[pymethods]
+impl Datagram {
+    #[getter]
+    fn payload(&self, py: Python<'_>) -> Py<PyBytes> {
+        self.payload.clone_ref(py)
+    }
+
+    #[getter]
+    fn line(&self) -> u16 {
+        self.line
+    }
+
+    #[getter]
+    fn timestamp_ns(&self) -> u64 {
+        self.timestamp_ns
+    }
+
+    #[getter]
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    #[getter]
+    fn source(&self) -> Option<u32> {
+        self.source
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!(
+            "<Datagram number={} line={} timestamp_ns={} len={}>",
+            self.number,
+            self.line,
+            self.timestamp_ns,
+            self.payload.as_bytes(py).len()
+        )
+    }
+}
+
+/// A ring of datagrams. Python gives it its documentation.
+#[pyclass(frozen, subclass, module = "chronicle._core")]
+pub struct PacketRing {
+    pub inner: Owned<Ring>,
+    counters: Arc<Counters>,
+    /// Held for short, native steps only. `None` once it was closed.
+    control: Mutex<Option<Control>>,
+}
+
+fn closed() -> PyErr {
+    raise("Closed", "this packet ring is closed; open a new one".to_owned(), &[])
+}
+
+fn address(text: &str, port: i64) -> PyResult<SocketAddrV4> {
+    match (text.parse::<Ipv4Addr>(), u16::try_from(port)) {
+        (Ok(address), Ok(port)) => Ok(SocketAddrV4::new(address, port)),
+        _ => {
+            let text = format!(
+                "bad line: found=('{text}', {port}) expected=an IPv4 address as '239.1.2.3' and a \
+                 port, 1 to 65535"
+            );
+            Err(raise("BadArgument", text, &[]))
+        }
+    }
+}
+
+#[pymethods]
+impl PacketRing {
+    #[new]
+    #[pyo3(signature = (interface, lines, frames, frame_bytes, checksums))]
+    fn new(
+        py: Python<'_>,
+        interface: String,
+        lines: Vec<(String, i64)>,
+        frames: usize,
+        frame_bytes: usize,
+        checksums: bool,
+    ) -> PyResult<Self> {
+        let lines: Vec<_> =
+            lines.iter().map(|(text, port)| address(text, *port)).collect::<PyResult<_>>()?;
+        let lines = Lines::new(&lines).map_err(to_py)?;
+        let shape = Shape::new(frames, frame_bytes).map_err(to_py)?;
+        let options = Options { interface, lines, shape, verify: checksums };
+        let (ring, control) = py.detach(|| control::open(options)).map_err(to_py)?;
+        Ok(Self {
+            counters: Arc::clone(ring.counters()),
+            inner: Owned::new("packet ring", ring),
+            control: Mutex::new(Some(control)),
+        })
+    }
+
+    /// The next datagram, or `None`. Frames without one are counted on the way.
+    fn next(&self, py: Python<'_>) -> PyResult<Option<Datagram>> {
+        self.inner.with(py, |ring| {
+            ring.check_owner().map_err(to_py)?;
+            loop {
+                let datagram = match ring.peek() {
+                    Next::Datagram(datagram) => datagram,
+                    Next::Dropped => continue,
+                    Next::Empty => return Ok(None),
+                };
+                // SAFETY: the payload stays as it is until the release below.
+                let payload =
+                    unsafe { std::slice::from_raw_parts(datagram.payload, datagram.len_bytes) };
+                let made = Datagram {
+                    payload: PyBytes::new(py, payload).unbind(),
+                    line: datagram.line,
+                    timestamp_ns: datagram.timestamp_ns,
+                    number: datagram.number,
+                    source: None,
+                };
+                ring.release(&datagram);
+                return Ok(Some(made));
+            }
+        })
+    }
+
+    /// Looks after the interface; gives `"up"`, `"down"` or `"absent"`.
+    fn look(&self, py: Python<'_>) -> PyResult<&'static str> {
+        self.with_control(py, Control::look).map(control::State::as_str)
+    }
+
+    /// All counts by name, with the kernel's of this moment, and the last state of the interface.
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        // After the end the last counts stay.
+        let state = match self.with_control(py, |control| {
+            control.count_drops()?;
+            Ok(control.state().as_str())
+        }) {
+            Ok(state) => state,
+            Err(_) if self.is_closed() => "closed",
+            Err(error) => return Err(error),
+        };
+        let out = PyDict::new(py);
+        for (name, value) in self.counters.words() {
+            out.set_item(name, value)?;
+        }
+        out.set_item("state", state)?;
+        Ok(out)
+    }
+
+    /// Closes sockets and ring, unless another owner has the ring. Twice is fine.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.close(py)?;
+        if self.inner.owner(py)?.is_none() {
+            let control = self.lock().take();
+            py.detach(|| drop(control));
+        }
+        Ok(())
+    }
+
+    #[getter]
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        self.inner.is_closed(py)
+    }
+}
+
+impl PacketRing {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Control>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().is_none()
+    }
+
+    fn with_control<R: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut Control) -> chronicle_core::Result<R> + Send,
+    ) -> PyResult<R> {
+        py.detach(|| self.lock().as_mut().map(f)).ok_or_else(closed)?.map_err(to_py)
+    }
+}

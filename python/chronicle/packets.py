@@ -1,0 +1,199 @@
+"""Datagrams from the network, in memory that the kernel fills: `PacketRing`.
+
+A ring is opened here, and read by a hot thread (`HotThread(packets=[ring])`) without a system call,
+or by `PacketRing.next` in plain Python. How it works is said in ``docs/internals/packet-ring.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+
+from chronicle import _core
+from chronicle.errors import BadArgument
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Datagram", "PacketRing", "PacketStatistics"]
+
+Datagram = _core.Datagram
+
+#: An IPv4 address (of a multicast group, or of this host) and a port.
+Line: TypeAlias = tuple[str, int]
+
+
+class PacketStatistics(NamedTuple):
+    """What a ring has counted since it was opened.
+
+    Each frame that was read is either a datagram or counted under one of the five reasons; what the
+    kernel had no room for is in `drops`, and was never in the ring.
+
+    Attributes
+    ----------
+    datagrams, bytes
+        Handed out, and the length of their payloads.
+    not_ours
+        Let pass by the kernel's filter, and refused by the second look.
+    malformed
+        For us, but with lengths that contradict each other.
+    fragments
+        Parts of datagrams; they are not put together.
+    truncated
+        Longer than a frame of the ring: raise ``frame_bytes``.
+    bad_checksums
+        Damaged on the way.
+    drops
+        Lost because no frame of the ring was free: read faster, or raise ``frames``.
+    rebinds
+        Times that the ring was bound anew, since its interface had gone and come back.
+    state
+        Of the interface at the last look: ``"up"``, ``"down"`` (or without a carrier) or
+        ``"absent"``; ``"closed"`` once the ring is.
+    """
+
+    datagrams: int
+    bytes: int
+    not_ours: int
+    malformed: int
+    fragments: int
+    truncated: int
+    bad_checksums: int
+    drops: int
+    rebinds: int
+    state: str
+
+
+class PacketRing(_core.PacketRing):
+    """A ring of UDP datagrams of one interface, filtered by address and port. One reader at a time.
+
+    ``next()`` returns the next `Datagram`, with a copy of its payload, or ``None``; it never waits
+    and makes no system call. A `Datagram` has ``payload``, ``line`` (the place in `lines`),
+    ``timestamp_ns`` (arrival, by the kernel's clock of the day), ``number`` (counts the ring's
+    datagrams from 1), and on a hot thread ``source`` (the place of the ring).
+
+    Handed to a `HotThread`, the ring is the thread's until that stops (`Moved`). The sidecar that
+    looks after the thread looks after the ring as well: once a second it sums up the kernel's
+    drops, and binds and joins again if the interface was gone and has come back. Without a sidecar
+    call `look` yourself.
+
+    Needs CAP_NET_RAW.
+
+    Parameters
+    ----------
+    interface
+        Its name, as ``ip link`` lists it.
+    lines
+        Pairs of an address and a port. The groups are joined on the interface. At most 256.
+    backend
+        ``"packet"`` is a packet socket with a ring (AF_PACKET, TPACKET_V2). ``"auto"`` chooses;
+        `backend` and `reason` say what, and why.
+    frames
+        Room for so many frames: a power of two, 16 to 1,048,576. A ring that is full drops.
+    frame_bytes
+        Room for one frame, and for about 80 bytes that the kernel puts before it: a power of two,
+        512 to 131,072. Take 16,384 for jumbo frames.
+    checksums
+        Verify checksums that neither the device nor the kernel has. ``False`` for traffic whose
+        checksums were never filled in.
+    name
+        For logs and metrics; by default the interface's.
+
+    Raises
+    ------
+    BadArgument
+        A line, a size or an interface that cannot be; the message says what can.
+    OSError
+        What the kernel refused, and what to do: ``PermissionError`` without CAP_NET_RAW.
+
+    Examples
+    --------
+    >>> ring = PacketRing("lo", [("0.0.0.0", 1)])
+    Traceback (most recent call last):
+    ...
+    chronicle.errors.BadArgument: bad line: found=0.0.0.0:1 expected=a multicast group or an ...
+    """
+
+    #: Name of the interface.
+    interface: str
+    #: What the datagrams' `line` stands for, by place.
+    lines: tuple[Line, ...]
+    #: What is used.
+    backend: str
+    #: Why that.
+    reason: str
+    #: In logs and metrics.
+    name: str
+
+    def __new__(
+        cls,
+        interface: str,
+        lines: Iterable[Line],
+        *,
+        backend: Literal["auto", "packet"] = "auto",
+        frames: int = 4096,
+        frame_bytes: int = 2048,
+        checksums: bool = True,
+        name: str | None = None,
+    ) -> Self:
+        """Open the sockets and the ring, join the groups."""
+        if backend not in ("auto", "packet"):
+            raise BadArgument(f"bad backend: found={backend!r} expected='auto' or 'packet'")
+        pairs = tuple(_as_line(line) for line in lines)
+        self = super().__new__(cls, interface, pairs, frames, frame_bytes, checksums)
+        self.interface = interface
+        self.lines = pairs
+        self.backend = "packet"
+        self.reason = "asked for" if backend == "packet" else "works with every driver"
+        self.name = interface if name is None else name
+        return self
+
+    def look(self) -> str:
+        """Look at the interface; bind and join anew if another one has its name now.
+
+        The sidecar calls this once a second. A few system calls. Any thread, also while a hot
+        thread has the ring, which notices nothing.
+
+        Returns
+        -------
+        str
+            ``"up"``, ``"down"`` or ``"absent"``.
+
+        Raises
+        ------
+        OSError
+            What the kernel refused; the next look tries again.
+        Closed, Forked
+            If the ring is closed, or belongs to the parent of this process.
+        """
+        return super().look()
+
+    def statistics(self) -> PacketStatistics:
+        """Return all counts, with the kernel's drops of this moment. Any thread; one system call.
+
+        Also while a hot thread has the ring, and after it was closed.
+        """
+        return PacketStatistics(**super().counts())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<PacketRing {self.name!r} {self.interface} {len(self.lines)} lines {self.backend}>"
+
+
+def _as_line(line: Any) -> Line:
+    try:
+        address, port = line
+    except (TypeError, ValueError):
+        address, port = line, None
+    if not isinstance(address, str) or not isinstance(port, int) or isinstance(port, bool):
+        raise BadArgument(
+            f"bad line: found={line!r} expected=a pair of an IPv4 address and a port, "
+            "as ('239.1.2.3', 10378)"
+        )
+    # Out of range it is refused where the address is.
+    return address, max(-1, min(port, 1 << 16))

@@ -1,0 +1,414 @@
+"""Packet rings on a real veth pair: what comes out, what is counted, what is refused."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chronicle
+import pytest
+from chronicle import PacketRing, PacketStatistics
+
+from tests.net_support import ROOT, Link, missing, veth
+from tests.packet_frames import SERVICE_VLAN, VLAN, ethernet, frame, ip, udp
+from tests.sidecar_support import eventually
+
+MISSING = missing()
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
+]
+
+A = ("239.215.21.4", 10378)
+B = ("239.215.21.132", 10378)
+SOURCE = "198.19.255.1"
+NOTHING = PacketStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0, "up")
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[Link]:
+    with veth() as made:
+        yield made
+
+
+def drain(ring: PacketRing) -> list[tuple[int, bytes]]:
+    """Everything that is there, as line and payload."""
+    found = []
+    while (datagram := ring.next()) is not None:
+        found.append((datagram.line, datagram.payload))
+    return found
+
+
+def counted(ring: PacketRing) -> dict[str, int]:
+    """The counts that are not zero, without datagrams and bytes."""
+    counts = ring.statistics()._asdict()
+    for name in ("datagrams", "bytes", "state"):
+        del counts[name]
+    return {name: count for name, count in counts.items() if count}
+
+
+# --- What comes out ---
+
+
+def test_datagrams_of_both_lines_come_out_in_order_with_line_number_and_time(link: Link):
+    with PacketRing(link.interface, [A, B]) as ring:
+        before_ns = chronicle.clock_ns()
+        sent = [((A, B)[n % 2], b"%d" % n * (n % 100)) for n in range(1000)]
+        link.send([(*line, payload) for line, payload in sent])
+        found = [ring.next() for _ in sent]
+        after_ns = chronicle.clock_ns()
+        assert ring.next() is None
+        datagrams = [datagram for datagram in found if datagram is not None]
+        assert [d.payload for d in datagrams] == [payload for _, payload in sent]
+        assert [d.line for d in datagrams] == [n % 2 for n in range(1000)]
+        assert [d.number for d in datagrams] == list(range(1, 1001))
+        assert all(d.source is None for d in datagrams)
+        times = [d.timestamp_ns for d in datagrams]
+        assert times == sorted(times)
+        assert before_ns <= times[0]
+        assert times[-1] <= after_ns
+        size = sum(len(payload) for _, payload in sent)
+        assert ring.statistics() == NOTHING._replace(datagrams=1000, bytes=size)
+
+
+def test_only_our_addresses_and_ports_come_in(link: Link):
+    with PacketRing(link.interface, [A, (link.address, 7)]) as ring:
+        link.send(
+            [
+                (A[0], A[1] + 1, b"other port"),
+                (B[0], B[1], b"other group"),
+                (link.address, A[1], b"our address, the group's port"),
+                (link.address, 7, b"mine"),
+                (A[0], 7, b"the group, our address's port"),
+                (*A, b"group"),
+            ]
+        )
+        assert drain(ring) == [(1, b"mine"), (0, b"group")]
+        assert counted(ring) == {}
+
+
+def test_an_empty_datagram_is_one(link: Link):
+    with PacketRing(link.interface, [A]) as ring:
+        link.send([(*A, b""), (*A, b"behind it")])
+        assert drain(ring) == [(0, b""), (0, b"behind it")]
+
+
+@pytest.mark.parametrize(
+    "tags", [[(VLAN, 5)], [(VLAN, 0)], [(SERVICE_VLAN, 100), (VLAN, 5)], [(VLAN, 1), (VLAN, 2)]]
+)
+def test_vlan_tags_are_looked_behind(link: Link, tags: list[tuple[int, int]]):
+    # The kernel takes the outer tag out of the frame before the ring sees it.
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames([frame(A, b"tagged", tags=tags), frame(B, b"not ours", tags=tags)])
+        assert drain(ring) == [(0, b"tagged")]
+        assert counted(ring) == {}
+
+
+def test_three_vlan_tags_are_too_many(link: Link):
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames([frame(A, b"tagged", tags=[(SERVICE_VLAN, 100), (VLAN, 5), (VLAN, 6)])])
+        assert drain(ring) == []
+        assert counted(ring) == {"not_ours": 1}
+
+
+def test_ip_options_and_padding_do_not_count_as_payload(link: Link):
+    options = b"\x94\x04\0\0"  # Router alert.
+    packet = ip(SOURCE, A[0], udp(SOURCE, A, b"behind options"), options=options)
+    short = ip(SOURCE, A[0], udp(SOURCE, A, b"x"))
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames([ethernet(packet), ethernet(short + bytes(40))])
+        assert drain(ring) == [(0, b"behind options"), (0, b"x")]
+
+
+def test_the_loopback_gives_each_datagram_once():
+    with PacketRing("lo", [("127.0.0.1", 10378)]) as ring:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for n in range(100):
+                sender.sendto(b"%d" % n, ("127.0.0.1", 10378))
+        assert drain(ring) == [(0, b"%d" % n) for n in range(100)]
+
+
+def test_the_port_of_an_own_address_answers_to_nobody(link: Link):
+    with PacketRing("lo", [("127.0.0.1", 10378)]):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect(("127.0.0.1", 10378))
+            # Without a socket on the port the first one would come back as an error.
+            sender.send(b"one")
+            sender.send(b"two")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", 10378))
+
+
+# --- What is counted ---
+
+
+def test_fragments_are_counted_and_dropped(link: Link):
+    body = udp(SOURCE, A, bytes(64))
+    parts = [
+        ip(SOURCE, A[0], body[:32], fragment=0x2000),
+        ip(SOURCE, A[0], body[32:], fragment=4),
+        ip(SOURCE, B[0], body[32:], fragment=4),
+    ]
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames([*map(ethernet, parts), frame(A, b"whole")])
+        assert drain(ring) == [(0, b"whole")]
+        assert counted(ring) == {"fragments": 2}
+
+
+def test_the_kernels_own_fragments_are_counted_too(link: Link):
+    with PacketRing(link.interface, [A]) as ring:
+        link.send([(*A, bytes(4000))])
+        assert drain(ring) == []
+        assert counted(ring) == {"fragments": 3}
+
+
+def test_a_frame_that_does_not_fit_is_counted_and_never_given_in_part():
+    with veth(mtu=9000) as link:
+        with PacketRing(link.interface, [A], frame_bytes=2048) as ring:
+            link.send([(*A, bytes(8000)), (*A, b"small")])
+            assert drain(ring) == [(0, b"small")]
+            assert counted(ring) == {"truncated": 1}
+        with PacketRing(link.interface, [A], frame_bytes=16_384) as ring:
+            link.send([(*A, bytes(8000))])
+            assert drain(ring) == [(0, bytes(8000))]
+            assert counted(ring) == {}
+
+
+def test_bad_checksums_are_counted_and_dropped(link: Link):
+    frames = [
+        ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"bad udp", sum_offset=1))),
+        ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"bad ip"), sum_offset=1)),
+        ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"none", with_sum=False))),
+        frame(A, b"odd length"[:9]),
+    ]
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames(frames)
+        assert drain(ring) == [(0, b"none"), (0, b"odd lengt")]
+        assert counted(ring) == {"bad_checksums": 2}
+    with PacketRing(link.interface, [A], checksums=False) as ring:
+        link.send_frames(frames)
+        assert [payload for _, payload in drain(ring)] == [
+            b"bad udp",
+            b"bad ip",
+            b"none",
+            frames[3][42:],
+        ]
+        assert counted(ring) == {}
+
+
+def test_lengths_that_contradict_each_other_are_counted(link: Link):
+    body = udp(SOURCE, A, b"0123456789")
+    frames = [
+        ethernet(ip(SOURCE, A[0], body, length=20 + 7)),
+        ethernet(ip(SOURCE, A[0], body, length=500)),
+        ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"0123456789", length=7))),
+        ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"0123456789", length=19))),
+        ethernet(ip(SOURCE, A[0], body, header_words=4)),
+    ]
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames(frames)
+        assert drain(ring) == []
+        assert counted(ring) == {"malformed": 5}
+
+
+def test_what_is_not_udp_over_ipv4_never_comes_in(link: Link):
+    body = udp(SOURCE, A, b"x")
+    with PacketRing(link.interface, [A]) as ring:
+        link.send_frames(
+            [
+                ethernet(ip(SOURCE, A[0], body, protocol=6)),
+                ethernet(ip(SOURCE, A[0], body, version=6)),
+                ethernet(ip(SOURCE, A[0], body), kind=0x86DD),
+                ethernet(ip(SOURCE, A[0], b"")),
+                b"\xff" * 14,
+                frame(A, b"ours"),
+            ]
+        )
+        assert drain(ring) == [(0, b"ours")]
+        assert counted(ring) == {}
+
+
+def test_a_full_ring_drops_and_every_drop_is_counted(link: Link):
+    with PacketRing(link.interface, [A], frames=64) as ring:
+        link.send([(*A, b"%d" % n) for n in range(1000)])
+        found = drain(ring)
+        # The oldest are kept.
+        assert found == [(0, b"%d" % n) for n in range(64)]
+        assert ring.statistics().drops == 1000 - 64
+        link.send([(*A, b"room again")])
+        assert drain(ring) == [(0, b"room again")]
+        assert counted(ring) == {"drops": 1000 - 64}
+
+
+def test_many_rounds_of_a_small_ring_lose_nothing(link: Link):
+    with PacketRing(link.interface, [A], frames=16, frame_bytes=512) as ring:
+        found = []
+        for start in range(0, 1000, 10):
+            link.send([(*A, b"%d" % n) for n in range(start, start + 10)])
+            found += drain(ring)
+        assert found == [(0, b"%d" % n) for n in range(1000)]
+
+
+# --- The interface goes and comes ---
+
+
+def test_an_interface_that_was_down_goes_on_by_itself():
+    with veth() as link, PacketRing(link.interface, [A]) as ring:
+        link.send([(*A, b"one")])
+        link.set(state="down")
+        assert ring.look() == "down"
+        assert ring.statistics().state == "down"
+        link.set(state="up")
+        eventually(lambda: ring.look() == "up", "the carrier")
+        link.send([(*A, b"two")])
+        assert drain(ring) == [(0, b"one"), (0, b"two")]
+        assert counted(ring) == {}
+
+
+def test_an_interface_that_was_made_anew_is_bound_and_joined_again():
+    with veth() as link, PacketRing(link.interface, [A, (link.address, 7)]) as ring:
+        link.send([(*A, b"one")])
+        for turn in range(2):
+            link.remove()
+            assert ring.look() == "absent"
+            link.make()
+            eventually(lambda: ring.look() == "up", "the carrier")
+            assert joined(link.interface) >= {A[0]}
+            link.send([(*A, b"%d" % turn), (link.address, 7, b"mine")])
+        expected = [(0, b"one"), (0, b"0"), (1, b"mine"), (0, b"1"), (1, b"mine")]
+        assert drain(ring) == expected
+        assert counted(ring) == {"rebinds": 2}
+        assert joined(link.interface) >= {A[0]}
+    assert A[0] not in joined(link.interface)
+
+
+def joined(interface: str) -> set[str]:
+    """The groups that the kernel has joined on an interface, from its own table."""
+    groups: set[str] = set()
+    current = ""
+    for line in Path("/proc/net/igmp").read_text().splitlines()[1:]:
+        if not line.startswith("\t"):
+            current = line.split()[1].rstrip(":")
+        elif current == interface:
+            groups.add(socket.inet_ntoa(int(line.split()[0], 16).to_bytes(4, "little")))
+    return groups
+
+
+def test_the_groups_are_joined_while_the_ring_is_open(link: Link):
+    lines = [(f"239.1.{n // 200}.{n % 200 + 1}", 5) for n in range(256)]
+    with PacketRing(link.interface, lines) as ring:
+        assert joined(link.interface) >= {group for group, _ in lines}
+        link.send([(*line, line[0].encode()) for line in lines])
+        assert drain(ring) == [(n, line[0].encode()) for n, line in enumerate(lines)]
+    assert not joined(link.interface) & {group for group, _ in lines}
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interface": "no-such-one"}, "bad interface: found='no-such-one' expected=the name of"),
+        ({"interface": "a-name-that-is-too-long"}, "expected=the name of an interface"),
+        ({"lines": []}, "bad number of lines: found=0 expected=1 to 256"),
+        ({"lines": [A] * 2}, "bad lines: found=239.215.21.4:10378 at 0 and at 1 expected=each"),
+        ({"lines": [("ff02::1", 5)]}, r"bad line: found=\('ff02::1', 5\) expected=an IPv4"),
+        ({"lines": [("239.1.1", 5)]}, r"bad line: found=\('239.1.1', 5\)"),
+        ({"lines": [("239.1.1.1", 70_000)]}, "port, 1 to 65535"),
+        ({"lines": [("239.1.1.1", -1)]}, "port, 1 to 65535"),
+        ({"lines": [("239.1.1.1", 0)]}, "a port from 1"),
+        ({"lines": ["239.1.1.1"]}, "expected=a pair of an IPv4 address and a port"),
+        ({"lines": [("239.1.1.1", "5")]}, "expected=a pair of an IPv4 address and a port"),
+        ({"frames": 1000}, "bad frames: found=1000 expected=a power of two, 16 to 1048576"),
+        ({"frame_bytes": 256}, "bad frame_bytes: found=256 expected=a power of two, 512 to"),
+        ({"frames": 1 << 20}, "at most 1073741824 bytes in all"),
+        ({"backend": "dpdk"}, "bad backend: found='dpdk'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(arguments: dict[str, Any], message: str):
+    given: dict[str, Any] = {"interface": "lo", "lines": [A], **arguments}
+    with pytest.raises(chronicle.BadArgument, match=message):
+        PacketRing(given.pop("interface"), given.pop("lines"), **given)
+
+
+def test_without_the_capability_the_error_says_which_and_how_to_get_it():
+    code = (
+        "import os, chronicle\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "try:\n"
+        "    chronicle.PacketRing('lo', [('239.1.1.1', 5)])\n"
+        "except PermissionError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "cannot open a packet socket for 'lo'" in done.stdout, done.stderr
+    assert "CAP_NET_RAW" in done.stdout
+    assert "AmbientCapabilities" in done.stdout
+
+
+def test_a_closed_ring_says_so_and_keeps_its_counts(link: Link):
+    with PacketRing(link.interface, [A]) as ring:
+        link.send([(*A, b"x")])
+        assert len(drain(ring)) == 1
+        assert not ring.closed
+    ring.close()
+    assert ring.closed
+    assert ring.statistics() == NOTHING._replace(datagrams=1, bytes=1, state="closed")
+    for use in (ring.next, ring.look):
+        with pytest.raises(chronicle.Closed):
+            use()
+
+
+def test_rings_leave_no_descriptor_and_no_mapping_behind(link: Link):
+    def held() -> tuple[int, int]:
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        return descriptors, sum("socket:" in line for line in maps)
+
+    before = held()
+    for _ in range(3):
+        with PacketRing(link.interface, [A, (link.address, 7)]):
+            assert held() > before
+        PacketRing(link.interface, [A])
+        with pytest.raises(chronicle.BadArgument):
+            PacketRing("no-such-one", [A])
+    assert held() == before
+
+
+def test_a_forked_child_is_refused_and_the_parent_reads_on(link: Link):
+    with PacketRing(link.interface, [A]) as ring:
+        link.send([(*A, b"x")])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                refused = 0
+                for use in (ring.next, ring.look, ring.statistics):
+                    try:
+                        use()
+                    except chronicle.Forked:
+                        refused += 1
+                ring.close()
+                code = 0 if refused == 3 else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert drain(ring) == [(0, b"x")]
+        link.send([(*A, b"y")])
+        assert drain(ring) == [(0, b"y")]
+
+
+def test_a_ring_shows_what_it_is(link: Link):
+    with PacketRing(link.interface, [A, B], name="feed") as ring:
+        assert (ring.interface, ring.lines, ring.name) == (link.interface, (A, B), "feed")
+        assert (ring.backend, bool(ring.reason)) == ("packet", True)
+        assert repr(ring) == f"<PacketRing 'feed' {link.interface} 2 lines packet>"
