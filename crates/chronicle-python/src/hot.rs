@@ -18,7 +18,7 @@ use chronicle_core::hot::abi;
 use chronicle_core::hot::abi::{HandlerTable, OnHook, OnMessage};
 use chronicle_core::hot::command::{Ack, Command, What};
 use chronicle_core::hot::guard::Guard;
-use chronicle_core::hot::journal::{COMMAND_BYTES_MAX, ENDED_CLEAN};
+use chronicle_core::hot::journal::ENDED_CLEAN;
 use chronicle_core::hot::log::LogRecord;
 use chronicle_core::hot::meter::{Page, State};
 use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
@@ -363,7 +363,7 @@ impl HotCore {
 
     /// Sends a message; `false` if the channel is full.
     fn send(&self, ticket: u64, type_id: TypeId, payload: &[u8]) -> PyResult<bool> {
-        check_bytes(payload.len())?;
+        convert::check_bytes(payload.len())?;
         let what = What::Message { type_id: type_id.0, bytes: payload.into() };
         match self.try_send(ticket, what) {
             Ok(()) => Ok(true),
@@ -397,7 +397,7 @@ impl HotCore {
         provisioner: &Bound<'_, Provisioner>,
         about: &[u8],
     ) -> PyResult<bool> {
-        check_bytes(about.len())?;
+        convert::check_bytes(about.len())?;
         let native = self.take_reader(py, reader, provisioner)?;
         let lent = (reader.clone().unbind(), Arc::clone(native.endpoint()));
         lock(&self.lent).readers.insert(ticket, lent);
@@ -429,7 +429,7 @@ impl HotCore {
         provisioner: &Bound<'_, Provisioner>,
         about: &[u8],
     ) -> PyResult<bool> {
-        check_bytes(about.len())?;
+        convert::check_bytes(about.len())?;
         let native = self.take_writer(py, writer, provisioner)?;
         let lent = (writer.clone().unbind(), Arc::clone(native.endpoint()));
         lock(&self.lent).writers_sent.insert(ticket, lent);
@@ -911,21 +911,6 @@ fn restore_writer(py: Python<'_>, object: Py<QueueWriter>, mut writer: Writer) -
     py.detach(|| writer.set_hot(false));
     object.get().inner.restore_surely(py, writer);
     object.into_any()
-}
-
-fn check_bytes(len_bytes: usize) -> PyResult<()> {
-    if len_bytes <= COMMAND_BYTES_MAX {
-        return Ok(());
-    }
-    let text = format!(
-        "a command is too large: len_bytes={len_bytes} len_bytes_max={COMMAND_BYTES_MAX}; \
-         send large data through a queue"
-    );
-    let fields = [
-        ("len_bytes", (len_bytes as u64).into()),
-        ("len_bytes_max", (COMMAND_BYTES_MAX as u64).into()),
-    ];
-    Err(raise("TooLarge", text, &fields))
 }
 
 /// At most `count_max` records, as they stand in memory.

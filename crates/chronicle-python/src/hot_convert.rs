@@ -1,10 +1,11 @@
 //! Acks and failures of a hot thread, as plain Python values. `chronicle.hot.thread` gives them
 //! their classes.
 
-use crate::errors::to_py;
+use crate::errors::{raise, to_py};
 use chronicle_core::hot::AppendError;
 use chronicle_core::hot::command::{Refusal, Times};
 use chronicle_core::hot::failure::{Cause, Failure};
+use chronicle_core::hot::journal::COMMAND_BYTES_MAX;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -78,4 +79,20 @@ pub fn ack<'py>(
 ) -> PyResult<Bound<'py, PyTuple>> {
     let head = (kind, ticket, times.sent_ns, times.taken_ns).into_pyobject(py)?;
     head.as_sequence().concat(rest.as_sequence())?.to_tuple()
+}
+
+/// Whether a command may be as long as that.
+pub fn check_bytes(len_bytes: usize) -> PyResult<()> {
+    if len_bytes <= COMMAND_BYTES_MAX {
+        return Ok(());
+    }
+    let text = format!(
+        "a command is too large: len_bytes={len_bytes} len_bytes_max={COMMAND_BYTES_MAX}; \
+         send large data through a queue"
+    );
+    let fields = [
+        ("len_bytes", (len_bytes as u64).into()),
+        ("len_bytes_max", (COMMAND_BYTES_MAX as u64).into()),
+    ];
+    Err(raise("TooLarge", text, &fields))
 }
