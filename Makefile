@@ -26,7 +26,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-rust test-loom test-python test-asan fire soak bench lint wheel \
+.PHONY: help setup demo chaos strategies test test-rust test-loom test-python test-asan fire soak bench lint wheel \
 	fmt clean
 
 help: ## Show this list
@@ -54,6 +54,10 @@ setup: $(EXTENSION) ## Create .venv, install the tools, build the extension
 
 demo: $(EXTENSION) ## Writer, readers, fan-in, kill and restart; FILE=capture.pcap.gz for real data
 	$(BIN)/python examples/demo.py $(if $(FILE),--file "$(FILE)")
+
+chaos: SECONDS = 300
+chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then account for every order; SEED=7
+	$(BIN)/python examples/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(EXTENSION) $(PEERS) ## Every figure as a ratio to a floor or a peer measured in the same run
 	$(BIN)/python benches/run.py $(ARGS)

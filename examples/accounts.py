@@ -96,21 +96,27 @@ def read_bus(path: Path) -> Log:
     """Read all queues of orders on a bus."""
     log = Log()
     # Against the stream: what has caused something is read after it.
-    for queue in sorted(path.glob("orders/*/in/*")):
-        log.reports[queue.parents[1].name, queue.name] = _read(queue)
+    for queue in sorted(path.glob("orders/*/in/*/control")):
+        log.reports[queue.parents[2].name, queue.parent.name] = _read(queue.parent)
     for queue in sorted(path.glob("exchanges/*/*/control")):
         log.executions[queue.parents[1].name, queue.parent.name] = _read(queue.parent)
-    for queue in sorted(path.glob("gateways/*/exchange")):
-        log.forwards[queue.parent.name] = _read(queue)
-    for queue in sorted(path.glob("orders/*/out")):
-        name = queue.parent.name
-        log.sessions[name] = session_of(chronicle.inspect(queue)["queue_id"])
-        log.requests[name] = _read(queue)
+    for queue in sorted(path.glob("gateways/*/exchange/control")):
+        log.forwards[queue.parents[1].name] = _read(queue.parent)
+    for queue in sorted(path.glob("orders/*/out/control")):
+        name = queue.parents[1].name
+        log.requests[name] = _read(queue.parent)
+        if log.requests[name]:
+            log.sessions[name] = session_of(chronicle.inspect(queue.parent)["queue_id"])
     return log
 
 
 def _read(queue: Path) -> Entries[Any]:
-    with chronicle.Queue.open_subscriber(queue, None, start="earliest") as reader:
+    try:
+        reader = chronicle.Queue.open_subscriber(queue, None, start="earliest")
+    except chronicle.NotAQueue:
+        # Its first writer has not finished creating it.
+        return []
+    with reader:
         return [
             (message.seq, _CLASSES[message.type_id].view(bytes(message.payload)))
             for message in reader
@@ -127,7 +133,7 @@ def account(log: Log, *, closed: bool = False, running: bool = False) -> Account
     running
         What is on its way is none.
     """
-    accounts = Accounts(strategies=len(log.sessions))
+    accounts = Accounts(strategies=len(log.requests))
     names = {session: name for name, session in log.sessions.items()}
     _check_forwards(log, names, accounts)
     _check_executions(log, accounts)

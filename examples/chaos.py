@@ -1,0 +1,272 @@
+"""Chaos: a whole system whose processes are killed and stopped at random, and then its accounts.
+
+    make chaos                                 five minutes
+    python examples/chaos.py --seconds 20 --seed 7
+
+A market, an exchange, a router and two strategies run as processes. Every second one of them is
+killed (SIGKILL) or stopped (SIGSTOP, and some time later SIGCONT). Whoever has ended is started
+again, as a service manager would do it; nobody is told anything. At the end all run undisturbed for
+a moment, to show that they have recovered; then the strategies are asked to leave, everything
+drains, and every order must be accounted for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from accounts import Accounts, account, read_bus
+
+HERE: Final = Path(__file__).parent
+PATIENCE_S: Final = 60.0
+RISK: Final = """\
+trading = true
+ratio = 2.5
+quantity = 10
+position_max = 10000
+open_orders_max = 32
+pause_ms = 5
+life_ms = 200
+stale_ms = 500
+"""
+
+
+@dataclass
+class Child:
+    """A process that is started again whenever it has ended."""
+
+    name: str
+    command: Sequence[str]
+    log: IO[bytes]
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    kills: int = 0
+    stops: int = 0
+    continue_at_s: float | None = None
+    is_leaving: bool = False
+    #: Ends that nobody asked for: exit statuses.
+    ends: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
+        self.starts += 1
+        self.continue_at_s = None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def supervise(self, now_s: float) -> None:
+        """Continue it if it is time; start it if it has ended."""
+        if self.continue_at_s is not None and now_s >= self.continue_at_s:
+            self.send(signal.SIGCONT)
+            self.continue_at_s = None
+        if self.process is None or self.is_leaving:
+            return
+        status = self.process.poll()
+        if status is not None:
+            if status != -signal.SIGKILL:
+                self.ends.append(status)
+            self.start()
+
+
+class Chaos:
+    """The processes, and what is done to them."""
+
+    def __init__(self, folder: Path, seed: int, rate: float) -> None:
+        self.bus = folder / "bus"
+        self.bus.mkdir(mode=0o700)
+        risk = folder / "risk.toml"
+        risk.write_text(RISK)
+        self.chance = random.Random(seed)
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        bus = str(self.bus)
+        self.children = [
+            self._child("market", bus, "--rate", str(rate)),
+            self._child("exchange", bus),
+            self._child("router", bus),
+        ]
+        self.strategies = [
+            self._child("strategy", bus, name, "--venue", "sim", "--risk", str(risk))
+            for name in ("alpha", "beta")
+        ]
+        self.children += self.strategies
+
+    def _child(self, script: str, *arguments: str) -> Child:
+        name = arguments[1] if script == "strategy" else script
+        command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
+        return Child(name, command, (self.logs / f"{name}.log").open("ab"))
+
+    def supervise_until(self, is_done: Callable[[], bool], end_s: float) -> bool:
+        """Look after everybody until something is so; whether it was in time."""
+        while not is_done():
+            now_s = time.monotonic()
+            if now_s >= end_s:
+                return False
+            for child in self.children:
+                child.supervise(now_s)
+            time.sleep(0.02)
+        return True
+
+    def disturb(self) -> None:
+        """Kill or stop somebody."""
+        child = self.chance.choice(self.children)
+        if self.chance.random() < 0.5:
+            child.kills += 1
+            child.send(signal.SIGKILL)
+        elif child.continue_at_s is None:
+            child.stops += 1
+            child.send(signal.SIGSTOP)
+            child.continue_at_s = time.monotonic() + self.chance.uniform(0.1, 3.0)
+
+    def run(self, seconds: float) -> None:
+        """Disturb, once a second."""
+        begin_s = time.monotonic()
+        for second in range(int(seconds)):
+            self.disturb()
+            self.supervise_until(lambda: False, begin_s + second + 1)
+            if second % 10 == 9:
+                self.say(f"{second + 1} s")
+
+    def say(self, when: str) -> None:
+        accounts = account(read_bus(self.bus), running=True)
+        kills = sum(child.kills for child in self.children)
+        stops = sum(child.stops for child in self.children)
+        print(
+            f"{when:>6}  kills {kills:4}  stops {stops:4}  orders {accounts.orders:7,}  "
+            f"acked {accounts.acked:7,}  refused {accounts.rejected:6,}  "
+            f"fills {accounts.fills:7,}  faults {len(accounts.faults)}",
+            flush=True,
+        )
+
+    def trades(self) -> Callable[[], bool]:
+        """Return a function that says whether each strategy had an order acknowledged by then."""
+        before = self._acked()
+        looked_s = 0.0
+
+        def have() -> bool:
+            nonlocal looked_s
+            if time.monotonic() < looked_s + 0.25:
+                return False
+            looked_s = time.monotonic()
+            now = self._acked()
+            return all(now[child.name] > before[child.name] for child in self.strategies)
+
+        return have
+
+    def _acked(self) -> dict[str, int]:
+        """Return how many orders of each strategy were acknowledged."""
+        log = read_bus(self.bus)
+        return {
+            child.name: sum(
+                report.kind == 1 for _, report in log.reports.get((child.name, "main"), ())
+            )
+            for child in self.strategies
+        }
+
+    def calm(self) -> None:
+        """Continue whoever is stopped."""
+        for child in self.children:
+            if child.continue_at_s is not None:
+                child.continue_at_s = time.monotonic()
+
+    def leave(self, children: Sequence[Child]) -> list[str]:
+        """Ask processes to end; return who did not do so in order."""
+        for child in children:
+            child.is_leaving = True
+            child.send(signal.SIGTERM)
+        wrong = []
+        for child in children:
+            assert child.process is not None
+            try:
+                status = child.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                status = None
+            if status != 0:
+                wrong.append(f"{child.name} did not end in order: status={status}")
+        return wrong
+
+    def drain(self) -> tuple[Accounts, list[str]]:
+        """Have the strategies cancel and go, then the others; return the accounts."""
+        wrong = self.leave(self.strategies)
+        end_s = time.monotonic() + PATIENCE_S
+        self.supervise_until(lambda: account(read_bus(self.bus), closed=True).perfect, end_s)
+        wrong += self.leave([child for child in self.children if child not in self.strategies])
+        return account(read_bus(self.bus), closed=True), wrong
+
+    def end(self) -> None:
+        """Let nobody outlive this."""
+        for child in self.children:
+            child.is_leaving = True
+            child.send(signal.SIGKILL)
+            if child.process is not None:
+                child.process.wait()
+            child.log.close()
+
+
+def run(folder: Path, seconds: float, seed: int, rate: float) -> list[str]:
+    """Run it all; return what is wrong."""
+    chaos = Chaos(folder, seed, rate)
+    try:
+        for child in chaos.children:
+            child.start()
+        if not chaos.supervise_until(chaos.trades(), time.monotonic() + PATIENCE_S):
+            return ["no order was acknowledged at the beginning"]
+        chaos.run(seconds)
+        chaos.calm()
+        wrong = []
+        if not chaos.supervise_until(chaos.trades(), time.monotonic() + PATIENCE_S):
+            wrong.append("not every strategy has recovered")
+        accounts, more = chaos.drain()
+        wrong += more
+    finally:
+        chaos.end()
+    print(f"\n{'process':10} {'starts':>7} {'kills':>7} {'stops':>7}")
+    for child in chaos.children:
+        print(f"{child.name:10} {child.starts:7} {child.kills:7} {child.stops:7}")
+        wrong += [f"{child.name} ended by itself: status={status}" for status in child.ends]
+    print(f"\n{accounts.orders:,} orders, {accounts.cancels:,} cancels")
+    print(f"{accounts.acked:,} acknowledged once, {accounts.rejected:,} refused with a reason:")
+    for reason, count in sorted(accounts.reasons.items()):
+        print(f"    {reason:16} {count:9,}")
+    print(f"{accounts.fills:,} fills of {accounts.filled_quantity:,} in all, none of them twice")
+    return wrong + accounts.faults
+
+
+def main() -> int:
+    """Run for so many seconds; exit status 1 if an order is not accounted for."""
+    parser = argparse.ArgumentParser(description="Kill and stop a system's processes at random.")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
+    parser.add_argument("--rate", type=float, default=200.0, help="quotes per second")
+    parser.add_argument("--keep", type=Path, help="a new folder for the bus and the logs")
+    options = parser.parse_args()
+    print(f"chaos: seed={options.seed} seconds={options.seconds:g}", flush=True)
+    if options.keep is not None:
+        options.keep.mkdir(mode=0o700)
+        wrong = run(options.keep, options.seconds, options.seed, options.rate)
+    else:
+        shm = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(
+            prefix="chronicle-chaos-", dir=shm if shm.is_dir() else None
+        ) as folder:
+            wrong = run(Path(folder), options.seconds, options.seed, options.rate)
+    for line in wrong[:50]:
+        print(f"WRONG {line}")
+    print("every order is accounted for" if not wrong else f"{len(wrong)} things are wrong")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
