@@ -119,25 +119,36 @@ class Chaos:
             time.sleep(0.02)
         return True
 
-    def disturb(self) -> None:
-        """Kill or stop somebody."""
-        child = self.chance.choice(self.children)
-        if self.chance.random() < 0.5:
-            child.kills += 1
-            child.send(signal.SIGKILL)
-        elif child.continue_at_s is None:
-            child.stops += 1
-            child.send(signal.SIGSTOP)
-            child.continue_at_s = time.monotonic() + self.chance.uniform(0.1, 3.0)
+    def plan(self, seconds: int) -> list[tuple[Child, float | None]]:
+        """Choose whom to disturb in each second: to kill, or to stop for so long.
 
-    def run(self, seconds: float) -> None:
-        """Disturb, once a second."""
+        All is chosen before it begins, so that a seed says it all, whatever the machine does.
+        """
+        plan: list[tuple[Child, float | None]] = []
+        stopped_until = dict.fromkeys((child.name for child in self.children), 0.0)
+        for second in range(seconds):
+            child = self.chance.choice(self.children)
+            stop_s: float | None = self.chance.uniform(0.1, 3.0)
+            if self.chance.random() < 0.5 or second < stopped_until[child.name]:
+                stop_s = None
+            stopped_until[child.name] = 0.0 if stop_s is None else second + stop_s
+            plan.append((child, stop_s))
+        return plan
+
+    def run(self, seconds: int) -> None:
+        """Disturb somebody, once a second."""
         begin_s = time.monotonic()
-        for second in range(int(seconds)):
-            self.disturb()
-            self.supervise_until(lambda: False, begin_s + second + 1)
-            if second % 10 == 9:
-                self.say(f"{second + 1} s")
+        for second, (child, stop_s) in enumerate(self.plan(seconds), 1):
+            if stop_s is None:
+                child.kills += 1
+                child.send(signal.SIGKILL)
+            else:
+                child.stops += 1
+                child.send(signal.SIGSTOP)
+                child.continue_at_s = time.monotonic() + stop_s
+            self.supervise_until(lambda: False, begin_s + second)
+            if second % 10 == 0:
+                self.say(f"{second} s")
 
     def say(self, when: str) -> None:
         accounts = account(read_bus(self.bus), running=True)
@@ -215,7 +226,7 @@ class Chaos:
             child.log.close()
 
 
-def run(folder: Path, seconds: float, seed: int, rate: float) -> list[str]:
+def run(folder: Path, seconds: int, seed: int, rate: float) -> list[str]:
     """Run it all; return what is wrong."""
     chaos = Chaos(folder, seed, rate)
     try:
@@ -247,12 +258,12 @@ def run(folder: Path, seconds: float, seed: int, rate: float) -> list[str]:
 def main() -> int:
     """Run for so many seconds; exit status 1 if an order is not accounted for."""
     parser = argparse.ArgumentParser(description="Kill and stop a system's processes at random.")
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     parser.add_argument("--rate", type=float, default=200.0, help="quotes per second")
     parser.add_argument("--keep", type=Path, help="a new folder for the bus and the logs")
     options = parser.parse_args()
-    print(f"chaos: seed={options.seed} seconds={options.seconds:g}", flush=True)
+    print(f"chaos: seed={options.seed} seconds={options.seconds}", flush=True)
     if options.keep is not None:
         options.keep.mkdir(mode=0o700)
         wrong = run(options.keep, options.seconds, options.seed, options.rate)

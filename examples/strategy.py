@@ -21,18 +21,19 @@ import asyncio
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import chronicle
 from chronicle import HotThread, HotThreadFailed, Queue, QueueWriter, Sidecar, inspect
-from chronicle.bus import Bus
+from chronicle.bus import Bus, Connected, Lost, Reconnected
 from chronicle.feeds.books import Books
 from chronicle.hot import WAITS, Counter, Info, Output, Table, choose_wait
 from chronicle.hot.rebuild import Past, rebuild
 from chronicle.message import MessageBase, bool_, char8, f64, i64, u8, u32
 from chronicle.sidecar import Admission, Service
-from chronicle.sidecar.discovery import Change, Ready, Vanished
+from chronicle.sidecar.discovery import Change, Ready
 from orders import BUY, SELL, Cancel, Kind, Order, Reason, Report, session_of
 
 #: Orders that may be open at a time: order n has row n % ORDERS.
@@ -86,8 +87,6 @@ class GatewayDown(MessageBase):
 @chronicle.message(134)
 class FeedFound(MessageBase):
     """Command: the feed is there; the books begin anew."""
-
-    live_from: i64
 
 
 @chronicle.message(135)
@@ -314,10 +313,11 @@ class Strategy(Books):
         self.gateways[command.index].is_up = 0
 
     @chronicle.on.command(FeedFound)
-    def feed_found(self, command: FeedFound) -> None:
+    def feed_found(self, _command: FeedFound) -> None:
         self.forget()
+        # What comes next is the first that the new books see; snapshots say what was before.
         self.from_beginning = False
-        self.live_from = command.live_from
+        self.live_from = 0
         self.is_fed = True
         self.feed_ns = self.now_ns
         if self.phase == PAST:
@@ -396,9 +396,11 @@ RANGES = {
 class Surroundings:
     """What is around the hot thread: its gateways and its feed, as they come and go."""
 
-    def __init__(self, bus: Path, name: str) -> None:
+    def __init__(self, sidecar: Sidecar, bus: Bus, name: str) -> None:
+        self.sidecar = sidecar
         self.bus = bus
         self.name = name
+        self.watched: set[str] = set()
         self.rows: dict[str, int] = {}
         self.seen: dict[int, int] = {}
         self.hot: HotThread | None = None
@@ -411,7 +413,7 @@ class Surroundings:
     def rebuild(self, strategy: Strategy, out: QueueWriter) -> Any:
         """Read what earlier lives have sent, and what they were told; return the state then."""
         past = [Past(out.path)]
-        for path in sorted((self.bus / "orders" / self.name / "in").glob("*/control")):
+        for path in sorted((self.bus.path / "orders" / self.name / "in").glob("*/control")):
             row = self.row(path.parent.name)
             strategy.gateways[row].name = path.parent.name.encode()
             past.append(Past(path.parent, row + 1))
@@ -421,7 +423,8 @@ class Surroundings:
 
     def send(self, command: Any) -> None:
         assert self.hot is not None
-        self.hot.send(command, timeout=1.0)
+        # No room is an error: the service begins again, and tells it again.
+        self.hot.send(command)
 
     def admit_reports(self, path: str) -> Admission:
         """Read the reports of a gateway: behind what was read again, then as they come."""
@@ -429,23 +432,33 @@ class Surroundings:
         return Admission(start=self.seen.pop(row, 0) + 1, tag=row + 1)
 
     def on_gateway(self, change: Change) -> None:
-        """Tell the hot thread which gateways can be reached."""
+        """Keep an eye on each gateway that comes up."""
         match change:
-            case Ready(path):
-                gateway = Path(path).parent.name
-                self.send(GatewayUp(name=gateway.encode(), index=self.row(gateway)))
-            case Vanished(path, identity) if identity is not None:
-                self.send(GatewayDown(index=self.row(Path(path).parent.name)))
+            case Ready(path) if (name := Path(path).parent.name) not in self.watched:
+                self.watched.add(name)
+                watch = partial(self.watch_gateway, name)
+                self.sidecar.add_service(Service(f"gateway {name}", watch))
 
-    def admit_feed(self, path: str) -> Admission:
-        """Join the feed at its end: what was before is in the snapshots."""
-        with Queue.open_subscriber(path, None, start="latest") as reader:
-            first = reader.next_seq
-        self.send(FeedFound(live_from=first))
-        return Admission(start=first, tag=FEED)
+    async def watch_gateway(self, name: str) -> None:
+        """Tell the hot thread whether a gateway is there, and works."""
+        row = self.row(name)
+        async for event in self.bus.observe(f"gateways/{name}", "exchange").events():
+            match event:
+                case Connected() | Reconnected():
+                    self.send(GatewayUp(name=name.encode(), index=row))
+                case Lost(reason=reason):
+                    logging.warning("gateway %s is lost: %s", name, reason)
+                    self.send(GatewayDown(index=row))
 
-    def lose_feed(self, _path: str) -> None:
-        self.send(FeedLost())
+    async def watch_feed(self, venue: str) -> None:
+        """Tell the hot thread whether the feed is there, and works."""
+        async for event in self.bus.observe(f"streams/{venue}", "live").events():
+            match event:
+                case Connected() | Reconnected():
+                    self.send(FeedFound())
+                case Lost(reason=reason):
+                    logging.warning("feed %s is lost: %s", venue, reason)
+                    self.send(FeedLost())
 
 
 def main() -> None:
@@ -472,7 +485,7 @@ def main() -> None:
         provisioner=sidecar.provisioner,
     )
     sidecar.close_at_stop(out.close)
-    around = Surroundings(bus.path, options.name)
+    around = Surroundings(sidecar, bus, options.name)
     session = session_of(inspect(out.path)["queue_id"])
     strategy = Strategy(symbol=options.symbol.encode(), session=session)
     state = around.rebuild(strategy, out)
@@ -495,18 +508,12 @@ def main() -> None:
     sidecar.settings(options.risk, Risk, hot, ranges=RANGES)
     reports = endpoint.path / "in" / "*"
     sidecar.discover(reports, hot, name=options.name, admit=around.admit_reports)
-    gateways = bus.path / "gateways" / "*" / "exchange"
-    sidecar.watch(gateways, around.on_gateway, readiness=bus.readiness)
+    sidecar.watch(bus.path / "gateways" / "*" / "exchange", around.on_gateway)
+    # Joined at its end: what was before is in the snapshots.
     venue = bus.path / "streams" / options.venue
-    sidecar.discover(
-        venue / "live",
-        hot,
-        name=options.name,
-        admit=around.admit_feed,
-        on_gone=around.lose_feed,
-        readiness=bus.readiness,
-    )
+    sidecar.discover(venue / "live", hot, name=None, start="latest")
     sidecar.discover(venue / "snapshot", hot, name=None, start="latest")
+    sidecar.add_service(Service("feed", partial(around.watch_feed, options.venue)))
     endpoint.ready(["out"])
     # In the first stage of the shutdown, as long as the hot thread still runs.
     goodbye = Service("leave", _nothing, finish=lambda: leave(hot, options.leave_s))

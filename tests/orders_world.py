@@ -144,7 +144,7 @@ class World:
         sources = {"live": (self.live, 0, first), "router": (self.told[name], 1, first_report)}
         # It may be killed while it learns what is around it.
         self.lives[name] = Life(strategy, sources)
-        for command in (risk, GatewayUp(name=GATEWAY, index=0), FeedFound(live_from=first)):
+        for command in (risk, GatewayUp(name=GATEWAY, index=0), FeedFound()):
             strategy.receive(command, kind="command")
         return self.lives[name]
 
@@ -175,9 +175,7 @@ class World:
             self.ask(self.chance.choice(("c0", "c0", "c1", "c1", "c2")))
         elif what < 0.41:
             self.command(self.chance.choice(self.strategies), FeedLost())
-            self.command(
-                self.chance.choice(self.strategies), FeedFound(live_from=len(self.live.entries) + 1)
-            )
+            self.command(self.chance.choice(self.strategies), FeedFound())
         else:
             name = self.chance.choice(sorted(self.lives))
             for _ in range(self.chance.randint(1, 8)):
