@@ -331,6 +331,18 @@ FIGURES = (
         "one_way_python_best_peer_p50_median_ns",
     ),
     Figure(
+        "decode_deep",
+        "a DEEP message in a handler, decoded and published, against the same message published as "
+        "it is on the wire",
+        "max",
+        1.5,
+        "≤ 1.5 ×",
+        "decode_deep_over_copy_ratio",
+        "decode_deep_median_ns",
+        "ns",
+        "decode_deep_copy_median_ns",
+    ),
+    Figure(
         "import_deep",
         "messages into the queue from the unpacked DEEP capture, Python",
         "min",

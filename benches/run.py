@@ -60,6 +60,7 @@ def subjects() -> dict[str, Measure]:
     found["startup"] = startup.measure
     found["peers"] = peers.measure
     found["feed"] = feed.measure
+    found["decode"] = feed.measure_decode
     return found
 
 
@@ -88,8 +89,8 @@ def measure_all(run: Run, only: list[str], small_pages: Path | None) -> dict[str
     for name, measure in subjects().items():
         if only and name not in only:
             continue
-        if name == "feed" and not feed.is_available():
-            print(f"feed: skipped, there is no {feed.SAMPLE.name}", file=sys.stderr)
+        if name in ("feed", "decode") and not feed.is_available():
+            print(f"{name}: skipped, there is no {feed.SAMPLE.name}", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         results |= measure(run)

@@ -275,3 +275,54 @@ def test_a_handler_without_datagrams_leaves_them_unhandled() -> None:
 
     outcome = assert_same(Typed, [datagram(41, Real(value=1.0).pack())])
     assert outcome.statuses == [1]
+
+
+def halves(data: Bytes, at: int) -> tuple[Bytes, Bytes]:
+    return data.part(0, at), data.part(at, len(data) - at)
+
+
+def longer(one: Bytes, other: Bytes) -> Bytes:
+    if len(one) > len(other):
+        return one
+    return other
+
+
+def keep(buffer: Buffer, data: Bytes) -> Bytes:
+    buffer.store(0, data)
+    return buffer.view(0, len(data))
+
+
+class Passes(Handler):
+    """Bytes, buffers and outputs in variables, tuples, conditions, parameters and results."""
+
+    held: Annotated[Buffer, Size(64)]
+    odd: Output
+    even: Output
+    table: Annotated[Outputs, Slots(2)]
+
+    @on.datagram
+    def datagram(self, data: Bytes, info: Info) -> None:
+        output = self.odd if info.line % 2 else self.even
+        first, second = halves(data, len(data) // 2)
+        best = longer(first, second)
+        for slot in range(len(self.table)):
+            kept = keep(self.held, best if slot else second)
+            output.publish_bytes(1 + slot, kept)
+            output = self.choose(slot)
+            while len(best) > 1:
+                best = best.part(1, len(best) - 1)
+        output.publish_bytes(9, best)
+
+    def choose(self, slot: int) -> Output:
+        if slot == 0:
+            return self.table[1]
+        return self.table[0]
+
+
+@SETTINGS
+@given(st.integers(0, 3), st.binary(max_size=64))
+def test_bytes_buffers_and_outputs_go_through_variables_and_functions(
+    line: int, data: bytes
+) -> None:
+    outcome = assert_same(Passes, [datagram(line, data)])
+    assert outcome.failure is None

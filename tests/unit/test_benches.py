@@ -96,6 +96,11 @@ def test_the_feed_benchmark_finds_every_message(run: Run) -> None:
     assert_plausible(feed.measure(run))
 
 
+@pytest.mark.skipif(not feed.is_available(), reason="the sample capture is missing")
+def test_the_decoder_and_its_floor_publish_every_message(run: Run) -> None:
+    assert_plausible(feed.measure_decode(run))
+
+
 @pytest.mark.parametrize("transport", peers.TRANSPORTS, ids=lambda transport: transport.name)
 def test_every_message_arrives_once_and_in_order(folder: Path, transport: peers.Transport) -> None:
     if not transport.is_available:

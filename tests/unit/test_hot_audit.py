@@ -356,7 +356,7 @@ CASES = [
     Case(
         "bytes type", "self.out.publish_bytes(1.5, self.held.view(0, 1))  # HERE", "type id", "int"
     ),
-    Case("bytes item", "x = self.held.view(0, 1)[0]  # HERE", "an item of bytes", "have items"),
+    Case("bytes item", "x = self.held.view(0, 1)[0]  # HERE", "an item of bytes", "data.u8(i)"),
     Case("bytes field", "x = self.held.view(0, 1).size  # HERE", ".size of bytes", "have fields"),
     Case("bytes place", "x = self.held.view(0, 1).u8(0.0)  # HERE", "a float as a place", "an int"),
     Case("bytes store", "self.count = self.held.view(0, 1)  # HERE", "storing bytes", "number"),

@@ -27,6 +27,7 @@ from chronicle.hot.lower_types import (
     INFO_FIELDS,
     POINTER,
     BufferType,
+    BytesType,
     CellsType,
     CharsType,
     Emit,
@@ -336,6 +337,8 @@ def _item_reader(owner: Any) -> tuple[Any, Any]:
         if kind is types.boolean or not isinstance(owner, types.UniTuple):
             raise Refusal("a tuple like this at a variable index", "use an array field")
         return kind, element
+    if isinstance(owner, BytesType):
+        raise Refusal("an item of bytes, which are read by number", "write data.u8(i)")
     raise Refusal(
         f"an item of {describe(owner)}", "only arrays, tables, text and tuples have items"
     )
