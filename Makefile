@@ -16,8 +16,10 @@ BIN := $(VENV)/bin
 TOOLS := $(VENV)/.stamp-tools
 EXTENSION := $(VENV)/.stamp-extension
 PEERS := $(VENV)/.stamp-peers
+DOCS := $(VENV)/.stamp-docs
+SITE := target/site
 RUST_INPUTS := Cargo.toml $(wildcard crates/*/Cargo.toml) $(shell find crates -path '*/src/*.rs')
-PYTHON_CODE := $(wildcard python tests examples benches)
+PYTHON_CODE := $(wildcard python tests examples benches tools)
 
 export CHRONICLE_FIRE := $(FIRE)
 # So that maturin and PyO3 use this project's interpreter, whatever else is active.
@@ -26,8 +28,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo chaos strategies test test-rust test-loom test-python test-asan fire soak bench lint wheel \
-	fmt clean
+.PHONY: help setup demo chaos strategies docs test test-rust test-loom test-python test-asan fire \
+	soak bench lint wheel fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +50,10 @@ $(PEERS): $(TOOLS)
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+$(DOCS): $(TOOLS)
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
 setup: $(EXTENSION) ## Create .venv, install the tools, build the extension
 
 # --- Use ---
@@ -61,6 +67,13 @@ chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then accoun
 
 bench: $(EXTENSION) $(PEERS) ## Every figure as a ratio to a floor or a peer measured in the same run
 	$(BIN)/python benches/run.py $(ARGS)
+
+docs: $(EXTENSION) $(DOCS) ## Build the documentation site into target/site; links and spelling are checked
+	$(BIN)/python -m tools.site pages
+	$(BIN)/codespell README.md CHANGELOG.md docs python examples
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m tools.site check $(SITE)
+	@echo "the site is in $(SITE)/index.html"
 
 wheel: $(TOOLS) ## Build the abi3 wheel into dist/
 	$(BIN)/maturin build --release --out dist
