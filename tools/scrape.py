@@ -27,11 +27,15 @@ def families() -> list[Family]:
         chronicle.Queue.open_subscriber(f"{folder}/ticks", "hot") as reader,
     ):
         writer.append(1, b"")
-        hot = chronicle.HotThread(print, readers=[reader], name="example", wait="hybrid")
+        hot = chronicle.HotThread(_ignore, readers=[reader], name="example", wait="hybrid")
         sidecar.attach(hot)
         sidecar.mirror(f"{folder}/ticks", f"{folder}/mirror")
         metrics = sidecar.metrics()
         return sorted(_described(metrics.collect()))
+
+
+def _ignore(message: object) -> None:
+    del message
 
 
 def _described(found: Iterator[object]) -> Iterator[Family]:
@@ -40,7 +44,7 @@ def _described(found: Iterator[object]) -> Iterator[Family]:
     for metric in found:
         assert isinstance(metric, Metric)
         declared = getattr(metric, "_labelnames", ())
-        seen = {label for sample in metric.samples for label in sample.labels}
-        labels = tuple(declared) or tuple(sorted(seen))
+        # A summary is made sample by sample; which there are depends on what was measured.
+        labels = ("thread", "quantile") if metric.type == "summary" else tuple(declared)
         suffix = "_total" if metric.type == "counter" else ""
         yield Family(metric.name + suffix, metric.type, labels, metric.documentation)
