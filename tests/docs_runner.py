@@ -131,10 +131,10 @@ def parse(kind: str, text: str) -> None:
 
 
 def commands(text: str) -> list[tuple[str, str]]:
-    """Return the commands of a console block, each with the output below it.
+    r"""Return the commands of a console block, each with the output below it.
 
-    >>> commands("$ echo a \\\\\n    b\na b\n$ true\n")
-    [('echo a b', 'a b\n'), ('true', '')]
+    >>> commands("$ echo a\na\n$ true\n")
+    [('echo a', 'a\n'), ('true', '')]
     """
     found: list[tuple[str, str]] = []
     text = re.sub(r" *\\\n *", " ", text)
@@ -181,7 +181,7 @@ def run_command(command: str) -> str:
 
 def main(page: str) -> int:
     """Run a page; return 0 if all its blocks do what it says."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     state = Page()
     for block in blocks_of(ROOT / page):
         try:

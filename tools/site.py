@@ -1,8 +1,8 @@
 """The documentation site: pages that are made from the code, and checks of what was built.
 
-``python -m tools.site pages`` writes the pages in `GENERATED`; ``python -m tools.site check FOLDER``
-looks at every link, picture and anchor of the built site. `make docs` does both, with the build
-between them.
+``python -m tools.site pages`` writes the pages in `GENERATED`; ``python -m tools.site check
+FOLDER`` looks at every link, picture and anchor of the built site. `make docs` does both, with the
+build between them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 REFERENCE: Final = ROOT / "docs" / "reference"
+#: Begins the paragraph of an error's documentation that tells what to do about it.
+REMEDY: Final = "What to do:"
 
 
 # --- pages from the code ---
@@ -62,33 +64,36 @@ def error_page() -> str:
     from chronicle import errors
 
     def rows(cls: type[errors.ChronicleError], depth: int) -> Iterator[str]:
-        first = (inspect.getdoc(cls) or "").partition("\n")[0]
-        mark = "└ " * depth
-        yield f"| {mark}[`{cls.__name__}`][chronicle.errors.{cls.__name__}] | {cls.category} | {first} |"
+        paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+        told = next(" ".join(p.split()) for p in paragraphs if p.startswith(REMEDY))
+        remedy = told.removeprefix(REMEDY).strip()
+        link = f"[`{cls.__name__}`][chronicle.errors.{cls.__name__}]"
+        yield f"| {'└ ' * depth}{link} | {cls.category} | {paragraphs[0]} | {remedy} |"
         for child in sorted(cls.__subclasses__(), key=lambda c: c.__name__):
             if child.__module__ == errors.__name__:
                 yield from rows(child, depth + 1)
 
-    table = ["| error | category | what has happened |", "|---|---|---|"]
+    table = ["| error | category | what has happened | what to do |", "|---|---|---|---|"]
     table += rows(errors.ChronicleError, 0)
-    return "\n\n".join(
-        [
-            "# Errors",
-            "Every error of the package is under `ChronicleError`, and every message says what "
-            "failed, with `name=value`, and what to do next. Errors of the operating system "
-            "without a special meaning for a queue stay `OSError`.",
-            "| category | meaning | what to do |\n|---|---|---|\n"
-            "| `warn` | expected in operation | handle it and go on |\n"
-            "| `error` | the call or the set-up is wrong, or the moment is | mend it, or try again "
-            "later as the message says |\n"
-            "| `fatal` | this file cannot be trusted any more | stop using it; look at it with "
-            "`chronicle doctor` |",
-            "\n".join(table),
-            "::: chronicle.errors\n    options:\n      show_root_heading: false\n"
-            "      show_root_toc_entry: false\n      members_order: alphabetical\n"
-            "      heading_level: 2",
-        ]
-    ) + "\n"
+    return _page(
+        "# Errors",
+        "Every error of the package is under `ChronicleError`, and every message says what failed, "
+        "with `name=value`, and what to do next. Errors of the operating system without a special "
+        "meaning for a queue stay `OSError`.",
+        "| category | meaning | what to do |\n|---|---|---|\n"
+        "| `warn` | expected in operation | handle it and go on |\n"
+        "| `error` | the call or the set-up is wrong, or the moment is | mend it, or try again "
+        "later, as the message says |\n"
+        "| `fatal` | this file cannot be trusted any more | stop using it; look at it with "
+        "`chronicle doctor` |",
+        "\n".join(table),
+        "::: chronicle.errors\n    options:\n      show_root_heading: false\n"
+        "      show_root_toc_entry: false\n      members_order: alphabetical",
+    )
+
+
+def _page(*paragraphs: str) -> str:
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def metric_page() -> str:
@@ -99,16 +104,14 @@ def metric_page() -> str:
     for family in families():
         labels = ", ".join(f"`{label}`" for label in family.labels) or "–"
         table.append(f"| `{family.name}` | {family.kind} | {labels} | {family.text} |")
-    return "\n\n".join(
-        [
-            "# Metrics",
-            "`sidecar.metrics(port=9464)` serves these to Prometheus, on the loopback interface "
-            "unless told otherwise. They are read when they are asked for: a scrape loads words "
-            "that the hot thread stores anyway, and costs it nothing. This table was made from a "
-            "scrape when the site was built.",
-            "\n".join(table),
-        ]
-    ) + "\n"
+    return _page(
+        "# Metrics",
+        "`sidecar.metrics(port=9464)` serves these to Prometheus, on the loopback interface unless "
+        "told otherwise. They are read when they are asked for: a scrape loads words that the hot "
+        "thread stores anyway, and costs it nothing. This table was made from a scrape when the "
+        "site was built.",
+        "\n".join(table),
+    )
 
 
 #: Pages that are made, by file name: not in the repository.

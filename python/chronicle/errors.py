@@ -130,7 +130,8 @@ class BadArgument(ChronicleError, ValueError):
     --------
     >>> import chronicle, tempfile
     >>> folder = tempfile.TemporaryDirectory()
-    >>> with chronicle.Queue.open_publisher(f"{folder.name}/ticks", segment_bytes=1 << 16) as writer:
+    >>> path = f"{folder.name}/ticks"
+    >>> with chronicle.Queue.open_publisher(path, segment_bytes=1 << 16) as writer:
     ...     try:
     ...         writer.append(70_000, b"")
     ...     except chronicle.BadArgument as error:
@@ -288,7 +289,8 @@ class CorruptRecord(ChronicleError):
     >>> import chronicle, tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> from pathlib import Path
-    >>> with chronicle.Queue.open_publisher(f"{folder.name}/ticks", segment_bytes=1 << 16) as writer:
+    >>> path = f"{folder.name}/ticks"
+    >>> with chronicle.Queue.open_publisher(path, segment_bytes=1 << 16) as writer:
     ...     writer.append(1, b"hello"), writer.append(1, b"world")
     (1, 2)
     >>> segment = next(Path(folder.name, "ticks", "segments").iterdir())
@@ -786,7 +788,8 @@ class TooLarge(ChronicleError, ValueError):
     --------
     >>> import chronicle, tempfile
     >>> folder = tempfile.TemporaryDirectory()
-    >>> with chronicle.Queue.open_publisher(f"{folder.name}/ticks", segment_bytes=1 << 16) as writer:
+    >>> path = f"{folder.name}/ticks"
+    >>> with chronicle.Queue.open_publisher(path, segment_bytes=1 << 16) as writer:
     ...     try:
     ...         writer.append(1, bytes(70_000))
     ...     except chronicle.TooLarge as error:

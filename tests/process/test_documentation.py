@@ -45,7 +45,8 @@ def test_the_code_of_a_page_does_what_the_page_says(page: str, folder: Path):
 def test_every_link_of_a_page_to_a_file_leads_to_one(page: str):
     from tools.site import GENERATED
 
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    written = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", written, flags=re.MULTILINE | re.DOTALL)
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^):\s]+)\)", text)} - {""}
     folder = (ROOT / page).parent
     missing = [
