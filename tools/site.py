@@ -65,7 +65,7 @@ def error_page() -> str:
 
     def rows(cls: type[errors.ChronicleError], depth: int) -> Iterator[str]:
         paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
-        told = next(" ".join(p.split()) for p in paragraphs if p.startswith(REMEDY))
+        told = next((" ".join(p.split()) for p in paragraphs if p.startswith(REMEDY)), "")
         remedy = told.removeprefix(REMEDY).strip()
         link = f"[`{cls.__name__}`][chronicle.errors.{cls.__name__}]"
         yield f"| {'└ ' * depth}{link} | {cls.category} | {paragraphs[0]} | {remedy} |"
