@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chronicle.cli.arguments import add_command, add_json
+from chronicle.cli.arguments import add_command, add_json, age
 
 if TYPE_CHECKING:
     import argparse
 
     from chronicle.cli.arguments import Commands
+    from chronicle.report import Run
 
 EXAMPLES = """\
   chronicle bench
   chronicle bench --path . --json
+  chronicle bench --report out.html
+  chronicle bench --report new.html --compare old.html --peers none
 """
 
 
@@ -40,6 +43,33 @@ def add(commands: Commands) -> None:
         default="/dev/shm",
         help="where to put the queues (default: /dev/shm)",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also measure one-way latencies between processes, and write everything as one HTML "
+        "page",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="with --report: an earlier report to compare with; may be repeated",
+    )
+    parser.add_argument(
+        "--peers",
+        metavar="NAMES",
+        default="all",
+        help="with --report: other transports to measure: all that are installed (default), none, "
+        "or names with commas between, as pipe,pyzmq",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="N",
+        type=age,
+        default=2.0,
+        help="with --report: how long to measure each latency (default: 2)",
+    )
     add_json(parser)
 
 
@@ -56,13 +86,62 @@ def run(options: argparse.Namespace) -> int:
     if not Path(options.path).is_dir():
         raise BadArgument(f"no such directory: found={options.path!r}; choose one with --path")
     with tempfile.TemporaryDirectory(prefix="chronicle-bench-", dir=options.path) as folder:
+        # Before anything is measured: what cannot work shall fail at once.
+        wanted = None if options.report is None else _plan(options)
         facts = machine_facts(folder)
         figures = measure_all(folder)
+        if wanted is not None:
+            _write_report(options, wanted, folder, facts, figures)
     if options.json:
         print_json({"machine": facts, "figures": figures})
     else:
         _show(facts, figures)
     return 0
+
+
+def _plan(options: argparse.Namespace) -> tuple[list[str], list[tuple[str, Run]]]:
+    """Return the peers and the earlier runs that the options name."""
+    from chronicle.cli import latency
+    from chronicle.cli.report import read_earlier
+    from chronicle.errors import BadArgument
+
+    installed = latency.peers()
+    chosen = {"all": installed, "none": []}.get(options.peers)
+    if chosen is None:
+        chosen = [name.strip() for name in options.peers.split(",")]
+    if unknown := [name for name in chosen if name not in installed]:
+        raise BadArgument(
+            f"unknown peers: found={','.join(unknown)!r} installed={','.join(installed)!r}; "
+            "choose of these, or install the package of the peer"
+        )
+    return chosen, read_earlier(options.compare)
+
+
+def _write_report(
+    options: argparse.Namespace,
+    plan: tuple[list[str], list[tuple[str, Run]]],
+    folder: str,
+    facts: dict[str, str],
+    figures: list[dict[str, Any]],
+) -> None:
+    from chronicle.cli import latency
+    from chronicle.cli.output import note
+    from chronicle.cli.report import taken_now, write_page
+    from chronicle.report import Figure, Run
+
+    names, earlier = plan
+    series, timelines = latency.measure(folder, names, options.seconds, note)
+    fields = Figure.__struct_fields__
+    made = Run(
+        title="Chronicle: what this machine does",
+        taken=taken_now(),
+        machine=facts,
+        notes=[latency.NOTE],
+        series=series,
+        timelines=timelines,
+        figures=[Figure(**{name: figure[name] for name in fields}) for figure in figures],
+    )
+    write_page(options.report, made, earlier)
 
 
 def _show(facts: dict[str, str], figures: list[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from chronicle.cli import (
     inspect,
     reader,
     replay,
+    report,
     restore,
     retain,
     tail,
@@ -65,7 +66,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
-    first = (import_capture, inspect, tail, doctor, audit, bench)
+    first = (import_capture, inspect, tail, doctor, audit, bench, report)
     for module in (*first, reader, retain, restore, replay):
         module.add(commands)
     return parser

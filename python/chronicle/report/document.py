@@ -1,0 +1,230 @@
+"""What a report is made of, and how it is kept: plain data, as JSON.
+
+A page carries its own run in an element of type ``application/json``; `read_run` takes it out of
+there again, or reads a file that has nothing else. What is read is checked against the types and
+bounds below and is trusted no further: the page escapes all of it.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from chronicle.errors import DecodeError
+from chronicle.hot.meter import Histogram
+
+__all__ = [
+    "Figure",
+    "Mark",
+    "Run",
+    "Series",
+    "Table",
+    "Timeline",
+    "Window",
+    "bucket_counts",
+    "read_run",
+    "timeline_of",
+]
+
+DATA_ID: Final = "chronicle-run"
+"""The id of the element of a page that holds its run."""
+
+_FILE_BYTES_MAX: Final = 64 << 20
+_LINEAR_BITS: Final = 5
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Number = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+Text = Annotated[str, msgspec.Meta(max_length=4_096)]
+
+
+class Series(msgspec.Struct, forbid_unknown_fields=True):
+    """Times of one thing, counted.
+
+    Attributes
+    ----------
+    group
+        Series of one group share their charts: ``"one way"``.
+    name
+        Within the group.
+    buckets
+        ``(highest value of the bucket in ns, count)``, lowest first.
+    max_ns
+        The highest value.
+    """
+
+    group: Text
+    name: Text
+    buckets: Annotated[list[tuple[Count, Count]], msgspec.Meta(max_length=4_096)]
+    max_ns: Count
+
+    @property
+    def histogram(self) -> Histogram:
+        """The same as a histogram, for its quantiles."""
+        return Histogram(self.buckets, self.max_ns)
+
+
+class Window(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The times of a stretch of a run. Empty ones have count 0."""
+
+    at_s: Number
+    count: Count
+    p50_ns: Count
+    p99_ns: Count
+    max_ns: Count
+
+
+class Mark(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Something that happened during a run."""
+
+    at_s: Number
+    kind: Literal["roll", "fault"]
+    text: Text
+
+
+class Timeline(msgspec.Struct, forbid_unknown_fields=True):
+    """Times over time, with what happened meanwhile."""
+
+    name: Text
+    seconds: Number
+    windows: Annotated[list[Window], msgspec.Meta(max_length=10_000)]
+    marks: Annotated[list[Mark], msgspec.Meta(max_length=100_000)] = []
+
+
+class Figure(msgspec.Struct, forbid_unknown_fields=True):
+    """Something measured beside its floor."""
+
+    name: Text
+    value: Number
+    unit: Literal["ns", "per_s"]
+    floor: Number
+    floor_name: Text
+    ratio: Number
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True):
+    """Anything else, as rows of text and numbers."""
+
+    title: Text
+    columns: Annotated[list[Text], msgspec.Meta(max_length=64)]
+    rows: Annotated[list[list[Text | float | int | None]], msgspec.Meta(max_length=10_000)]
+    note: Text = ""
+
+
+class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Everything that a report shows.
+
+    Attributes
+    ----------
+    title
+        The page's.
+    taken
+        When, in UTC.
+    machine
+        What it was measured on: CPU, kernel, file system and so on.
+    notes
+        How it was measured; a paragraph each.
+    """
+
+    format: Literal["chronicle-report-1"] = "chronicle-report-1"
+    title: Text
+    taken: Text
+    machine: dict[Text, Text] = {}
+    notes: list[Text] = []
+    series: Annotated[list[Series], msgspec.Meta(max_length=1_000)] = []
+    timelines: Annotated[list[Timeline], msgspec.Meta(max_length=1_000)] = []
+    figures: Annotated[list[Figure], msgspec.Meta(max_length=1_000)] = []
+    tables: Annotated[list[Table], msgspec.Meta(max_length=1_000)] = []
+
+    def to_json(self) -> bytes:
+        """Return the run as JSON."""
+        return msgspec.json.encode(self)
+
+
+def bucket_counts(values_ns: Iterable[int]) -> list[tuple[int, int]]:
+    """Count times in buckets that are 3 % wide, as hot threads do. The last ends at the maximum.
+
+    >>> bucket_counts([5, 5, 100, 101, 4_000])
+    [(5, 2), (101, 2), (4000, 1)]
+    """
+    counts = Counter(map(_bucket_high, values := list(values_ns)))
+    highest = max(values, default=0)
+    return sorted((min(high, highest), count) for high, count in counts.items())
+
+
+def _bucket_high(value: int) -> int:
+    shift = max(0, value.bit_length() - _LINEAR_BITS - 1)
+    return ((value >> shift) + 1 << shift) - 1
+
+
+def timeline_of(
+    name: str, values_ns: Sequence[int], rate_per_s: float, marks: Iterable[Mark], *, windows: int
+) -> Timeline:
+    """Cut a recording at a fixed rate into windows of equal length.
+
+    >>> line = timeline_of("x", [1, 2, 3, 40], 10, [], windows=2)
+    >>> [(w.at_s, w.count, w.p50_ns, w.max_ns) for w in line.windows]
+    [(0.0, 2, 1, 2), (0.2, 2, 3, 40)]
+    """
+    count = len(values_ns)
+    windows = max(1, min(windows, count))
+    edges = [index * count // windows for index in range(windows + 1)]
+    made = []
+    for start, end in itertools.pairwise(edges):
+        part = sorted(values_ns[start:end])
+        if part:
+            p50, p99 = (part[max(0, -int(-q * len(part) // 1) - 1)] for q in (0.5, 0.99))
+            made.append(Window(start / rate_per_s, len(part), p50, p99, part[-1]))
+    return Timeline(name, count / rate_per_s, made, sorted(marks, key=lambda mark: mark.at_s))
+
+
+class _DataFinder(html.parser.HTMLParser):
+    """Collects the text of the element that holds the run."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.found: list[str] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag == "script" and dict(attrs).get("id") == DATA_ID
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002  (the base's name)
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.found.append(data)
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run from an earlier report, or from the JSON file that one offers.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    DecodeError
+        If there is no run in it, or not one of this version.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(_FILE_BYTES_MAX + 1)
+    what = f"not a report: path='{path}'"
+    if len(data) > _FILE_BYTES_MAX:
+        raise DecodeError(f"{what} bytes>{_FILE_BYTES_MAX}; name a page or JSON of a report")
+    if data.lstrip()[:1] == b"<":
+        finder = _DataFinder()
+        finder.feed(data.decode("utf-8", "replace"))
+        data = "".join(finder.found).encode()
+    try:
+        return msgspec.json.decode(data, type=Run)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DecodeError(
+            f"{what} why={str(error)!r}; name a page or JSON that this version has written"
+        ) from None
