@@ -125,6 +125,7 @@ def _write_report(
     figures: list[dict[str, Any]],
 ) -> None:
     from chronicle.cli import latency
+    from chronicle.cli.machine import kernel_facts
     from chronicle.cli.output import note
     from chronicle.cli.report import taken_now, write_page
     from chronicle.report import Figure, Run
@@ -135,7 +136,7 @@ def _write_report(
     made = Run(
         title="Chronicle: what this machine does",
         taken=taken_now(),
-        machine=facts,
+        machine=facts | kernel_facts(),
         notes=[latency.NOTE],
         series=series,
         timelines=timelines,

@@ -73,6 +73,37 @@ def clock_source() -> str:
         return "unknown"
 
 
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _chosen(path: str) -> str:
+    """Return the choice in brackets of a file such as ``always [madvise] never``."""
+    text = _first_line(path)
+    found = re.search(r"\[(\S+)\]", text)
+    return found[1] if found else text
+
+
+def kernel_facts() -> dict[str, str]:
+    """Return how the kernel is set up, as far as tails of latencies depend on it."""
+    cpu = "/sys/devices/system/cpu"
+    words = re.findall(r"\bPREEMPT(?:_\w+)?\b", platform.version())
+    governor = _first_line(f"{cpu}/cpu0/cpufreq/scaling_governor")
+    preemption = _chosen("/sys/kernel/debug/sched/preempt") or " ".join(words)
+    return {
+        "isolated cores": _first_line(f"{cpu}/isolated") or "none",
+        "tickless cores": _first_line(f"{cpu}/nohz_full").replace("(null)", "") or "none",
+        "frequency governor": governor or "not the kernel's",
+        "preemption": preemption or "unknown",
+        "large pages, tmpfs": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+        or "unknown",
+        "load of the last minute": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
 def machine_facts(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return what a table of figures must name."""
     from chronicle._core import __version__

@@ -57,13 +57,17 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Look, and write."""
+    from chronicle.cli.machine import kernel_facts, machine_facts
     from chronicle.errors import BadArgument
     from chronicle.report.bus import collect
 
     if options.output is None and sys.stdout.isatty():
         raise BadArgument("a page is not for a terminal; name a file: -o report.html")
     earlier = read_earlier(options.compare)
-    made = collect(options.bus, seconds=options.seconds, taken=taken_now())
+    if not Path(options.bus).is_dir():
+        raise BadArgument(f"no such directory: bus='{options.bus}'; name the directory of a bus")
+    machine = machine_facts(options.bus) | kernel_facts()
+    made = collect(options.bus, seconds=options.seconds, taken=taken_now(), machine=machine)
     write_page(options.output, made, earlier)
     return 0
 

@@ -17,7 +17,7 @@ from chronicle.report.scales import LogScale, percent_text, seconds_ticks, time_
 
 if TYPE_CHECKING:
     from chronicle.hot.meter import Histogram
-    from chronicle.report.document import Timeline
+    from chronicle.report.document import Timeline, Window
 
 __all__ = ["QUANTILES", "SERIES_MAX", "percentiles", "ranges", "timeline"]
 
@@ -27,7 +27,6 @@ SERIES_MAX: Final = 8
 QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
 _DASHES: Final = ("none", "7 3", "2 3", "9 3 2 3", "none", "7 3", "2 3", "9 3 2 3")
-_POINTS_MAX: Final = 1_500
 
 
 class _Frame(NamedTuple):
@@ -119,10 +118,11 @@ def percentiles(series: Sequence[tuple[str, Histogram]]) -> list[Node]:
             return frame.left + (frame.x_end - frame.left) * min(1.0, nines / x_last)
 
         made = list(_time_axis(frame, y))
-        for nines in range(math.floor(x_last) + 1):
-            quantile = 1 - 10.0**-nines
-            made.append(_line(x(nines), frame.top, x(nines), frame.y_end, "grid"))
-            made.append(_text(percent_text(round(quantile, 12)), x(nines), frame.y_end + 18))
+        for quantile in (0.0, 0.5, *(round(1 - 10.0**-n, 12) for n in range(1, int(x_last) + 1))):
+            at = x(_nines(1 - quantile))
+            made.append(_line(at, frame.top, at, frame.y_end, "grid"))
+            if at - x(0) > 30 or quantile == 0:
+                made.append(_text(percent_text(quantile), at, frame.y_end + 18))
         middle = (frame.left + frame.x_end) / 2
         made.append(_text("percentile", middle, frame.height - 6, "axis"))
         for index, (name, times) in enumerate(shown):
@@ -158,11 +158,7 @@ def _curve(times: Histogram, x: Callable[[float], float], y: LogScale, x_last: f
         end = x(_nines((total - seen) / total)) if seen < total else x(x_last)
         height = f"{y(high):.1f}"
         parts.append(f"{'L' if parts else 'M'}{start:.1f} {height}H{end:.1f}")
-    return (
-        "".join(parts[-_POINTS_MAX:]).replace("L", "M", 1)
-        if len(parts) > _POINTS_MAX
-        else "".join(parts)
-    )
+    return "".join(parts)
 
 
 # --- Over time ---
@@ -179,7 +175,7 @@ def timeline(line: Timeline) -> list[Node]:
     )
 
     def draw(frame: _Frame) -> list[Node]:
-        strips = 44
+        strips = 52
         frame = frame._replace(bottom=frame.bottom + strips)
         y = LogScale([v for w in shown for v in (w.p50_ns, w.max_ns)], frame.y_end, frame.top)
         length = max(line.seconds, 1e-9)
@@ -194,11 +190,11 @@ def timeline(line: Timeline) -> list[Node]:
         middle = (frame.left + frame.x_end) / 2
         made.append(_text("seconds", middle, frame.height - 4, "axis"))
         for row, kind in enumerate(("roll", "fault")):
-            base = frame.y_end + 8 + row * 18
+            base = frame.y_end + 15 + row * 18
             made.append(_text(kind + "s", frame.left - 7, base + 11, anchor="end"))
             made.append(_line(frame.left, base + 14, frame.x_end, base + 14, "grid"))
             made += _marks(line, kind, x, base)
-        for index, (name, value) in enumerate(_LINES):
+        for name, value, index in _LINES:
             points = [(x(_middle_of(line, at)), y(value(line.windows[at]))) for at in _filled(line)]
             title = node("title", name)
             path = _runs_of(_filled(line), points)
@@ -209,12 +205,13 @@ def timeline(line: Timeline) -> list[Node]:
     return _both(label, draw, wide=400, narrow=360)
 
 
-_LINES: Final[tuple[tuple[str, Callable[..., int]], ...]] = (
-    ("p50", lambda window: window.p50_ns),
-    ("p99", lambda window: window.p99_ns),
-    ("max", lambda window: window.max_ns),
+#: Name, value, and which of the series' styles: those of the same quantiles in `ranges`.
+_LINES: Final[tuple[tuple[str, Callable[[Window], int], int], ...]] = (
+    ("p50", lambda window: window.p50_ns, 0),
+    ("p99", lambda window: window.p99_ns, 1),
+    ("max", lambda window: window.max_ns, 3),
 )
-LINE_NAMES: Final = tuple(name for name, _ in _LINES)
+LINES_SHOWN: Final = tuple((name, index) for name, _, index in _LINES)
 
 
 def _filled(line: Timeline) -> list[int]:
