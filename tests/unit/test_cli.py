@@ -31,6 +31,7 @@ COMMANDS = [
     ["reader", "rm"],
     ["retain"],
     ["replay"],
+    ["report"],
 ]
 EXECUTABLE = Path(sys.executable).with_name("chronicle")
 

@@ -83,6 +83,12 @@ def run(options: argparse.Namespace) -> int:
     from chronicle.cli.output import print_json
     from chronicle.errors import BadArgument
 
+    if options.report is None and options.compare:
+        raise BadArgument("there is nothing to compare without a report; add --report out.html")
+    if options.report is not None and not Path(options.report).absolute().parent.is_dir():
+        raise BadArgument(
+            f"no such directory: report={options.report!r}; make it, or name another file"
+        )
     if not Path(options.path).is_dir():
         raise BadArgument(f"no such directory: found={options.path!r}; choose one with --path")
     with tempfile.TemporaryDirectory(prefix="chronicle-bench-", dir=options.path) as folder:

@@ -19,7 +19,7 @@ from chronicle.bus.liveness import QueueStatus, queue_status
 from chronicle.errors import BadArgument, ChronicleError
 from chronicle.hot.counters import COUNTERS_FILE, ProcessCounters, ThreadCounts, read_counters
 from chronicle.hot.meter import Histogram
-from chronicle.report.document import Mark, Run, Series, Table, Timeline, Window
+from chronicle.report.document import Mark, Run, Series, Table, Timeline, Window, within_bounds
 from chronicle.sidecar import files
 
 __all__ = ["Found", "collect", "find"]
@@ -213,7 +213,7 @@ def collect(
         watch.look(time.monotonic() - start)
     length_s = time.monotonic() - start if seconds else 0.0
     after = {name: queue_status(root / name) for name in found.queues} if seconds else before
-    return Run(
+    made = Run(
         title=f"Chronicle bus {bus}",
         taken=taken,
         machine=dict(machine or {}),
@@ -222,6 +222,7 @@ def collect(
         timelines=list(_timelines(watch, length_s)) if seconds else [],
         tables=list(_tables(found, watch, before, after, length_s)),
     )
+    return within_bounds(made)
 
 
 def _notes(found: Found, seconds: float) -> Iterator[str]:
@@ -320,11 +321,7 @@ def _threads(watch: _Watch, seconds: float) -> Table:
         for name, thread in watch.threads.items()
         if thread.last.about.get("failure")
     ]
-    return Table("Hot threads", columns, rows, _cut("; ".join(failures)))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 4_000 else text[:4_000] + " …"
+    return Table("Hot threads", columns, rows, "; ".join(failures))
 
 
 _KERNEL_COUNTS: Final = (
@@ -381,7 +378,7 @@ def _endpoints(found: Found, watch: _Watch) -> Table:
     columns = ["endpoint", "state", "queues", "pid", "epoch", "why"]
     dead = [n for n in watch.processes if n not in found.endpoints]
     note = f"Counters files without an endpoint: {', '.join(dead)}." if dead else ""
-    return Table("Endpoints", columns, rows, _cut(note))
+    return Table("Endpoints", columns, rows, note)
 
 
 def _services(watch: _Watch) -> Iterator[list[_Cell]]:
@@ -392,7 +389,7 @@ def _services(watch: _Watch) -> Iterator[list[_Cell]]:
                 restarts = _whole(about, "restarts")
                 state, error = str(about.get("state", "")), about.get("last_error")
                 why = "" if error is None else str(error)
-                yield [process, _cut(str(name)), _cut(state), restarts, _cut(why)]
+                yield [process, str(name), state, restarts, why]
 
 
 def _queues(
@@ -403,7 +400,7 @@ def _queues(
     rows: list[list[_Cell]] = []
     for name, status in after.items():
         writer = f"{status.writer.state} {status.writer.reason}".strip()
-        row: list[_Cell] = [name, _cut(writer), status.writer.epoch]
+        row: list[_Cell] = [name, writer, status.writer.epoch]
         row += [status.first_seq, status.next_seq]
         if seconds:
             row.append(round(max(0, status.next_seq - before[name].next_seq) / seconds, 1))

@@ -29,6 +29,10 @@ QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 _DASHES: Final = ("none", "7 3", "2 3", "9 3 2 3", "none", "7 3", "2 3", "9 3 2 3")
 
 
+#: Of the text of ticks; an upper bound, so that labels never run into each other.
+_DIGIT_WIDTH: Final = 7.6
+
+
 class _Frame(NamedTuple):
     """Where a chart's plot stands in its drawing."""
 
@@ -118,11 +122,15 @@ def percentiles(series: Sequence[tuple[str, Histogram]]) -> list[Node]:
             return frame.left + (frame.x_end - frame.left) * min(1.0, nines / x_last)
 
         made = list(_time_axis(frame, y))
+        taken = 0.0
         for quantile in (0.0, 0.5, *(round(1 - 10.0**-n, 12) for n in range(1, int(x_last) + 1))):
-            at = x(_nines(1 - quantile))
+            at, text = x(_nines(1 - quantile)), percent_text(quantile)
             made.append(_line(at, frame.top, at, frame.y_end, "grid"))
-            if at - x(0) > 30 or quantile == 0:
-                made.append(_text(percent_text(quantile), at, frame.y_end + 18))
+            half = len(text) * _DIGIT_WIDTH / 2
+            place = min(at, frame.width - half)
+            if place - half > taken:
+                made.append(_text(text, place, frame.y_end + 18))
+                taken = place + half + _DIGIT_WIDTH
         middle = (frame.left + frame.x_end) / 2
         made.append(_text("percentile", middle, frame.height - 6, "axis"))
         for index, (name, times) in enumerate(shown):

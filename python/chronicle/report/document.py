@@ -13,12 +13,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from chronicle.errors import DecodeError
 from chronicle.hot.meter import Histogram
+from chronicle.report.markup import clean
 
 __all__ = [
     "Figure",
@@ -31,6 +32,7 @@ __all__ = [
     "bucket_counts",
     "read_run",
     "timeline_of",
+    "within_bounds",
 ]
 
 DATA_ID: Final = "chronicle-run"
@@ -38,10 +40,12 @@ DATA_ID: Final = "chronicle-run"
 
 _FILE_BYTES_MAX: Final = 64 << 20
 _LINEAR_BITS: Final = 5
+_COUNT_MAX: Final = (1 << 63) - 1
+_TEXT_MAX: Final = 4_096
 
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
 Number = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
-Text = Annotated[str, msgspec.Meta(max_length=4_096)]
+Text = Annotated[str, msgspec.Meta(max_length=_TEXT_MAX)]
 
 
 class Series(msgspec.Struct, forbid_unknown_fields=True):
@@ -145,6 +149,28 @@ class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def to_json(self) -> bytes:
         """Return the run as JSON."""
         return msgspec.json.encode(self)
+
+
+def within_bounds(run: Run) -> Run:
+    """Return the run with everything in it that came from elsewhere cut to what a run may hold.
+
+    Text is shortened, and what it may not hold is shown escaped; numbers are cut to 63 bits.
+    """
+    made: Run = msgspec.convert(_bounded(msgspec.to_builtins(run)), type=Run)
+    return made
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        text = clean(value)
+        return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+    if isinstance(value, dict):
+        return {_bounded(key): _bounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_bounded(one) for one in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return min(value, _COUNT_MAX)
+    return value
 
 
 def bucket_counts(values_ns: Iterable[int]) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,9 @@ _POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
 """What a browser may load for this page, told to the browser: nothing."""
+
+
+_ESCAPED: Final = re.compile("[<\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 @functools.cache
@@ -56,8 +60,8 @@ def page(run: Run, earlier: Sequence[tuple[str, Run]] = ()) -> str:
         raw("style", _style()),
     )
     body = node("main", *_head(run), *_machine(run, earlier), *_sections(run, earlier))
-    # Nothing in JSON needs a `<`, so nothing in it can end the element.
-    data = run.to_json().decode().replace("<", "\\u003c")
+    # JSON can do without a `<`, so nothing in it can end the element.
+    data = _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", run.to_json().decode())
     kept = raw("script", data, type="application/json", id=DATA_ID)
     return document(node("html", head, node("body", body, kept), lang="en"))
 
@@ -141,20 +145,36 @@ def _quantile_table(series: Sequence[tuple[str, Histogram]]) -> Node:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> Node:
-    """Make a table: the first column names the row, numbers stand to the right."""
+    """Make a table: the first column names the row; columns of numbers stand to the right."""
+    is_text = [
+        any(
+            i < len(row) and isinstance(row[i], str) and not _is_amount(str(row[i])) for row in rows
+        )
+        for i in range(len(columns))
+    ]
 
     def cell(value: str | float | None, column: int) -> Node:
         text = "–" if value is None else value if isinstance(value, str) else count_text(value)
         if column == 0:
             return node("th", text, scope="row")
-        is_text = isinstance(value, str) and not value[:1].isdigit()
-        return node("td", text, class_="text" if is_text else None)
+        return node("td", text, class_="text" if is_text[column : column + 1] == [True] else None)
 
-    head = node("tr", *(node("th", column, scope="col") for column in columns))
+    head = node(
+        "tr",
+        *(
+            node("th", column, scope="col", class_="text" if is_text[i] else None)
+            for i, column in enumerate(columns)
+        ),
+    )
     body = [node("tr", *(cell(value, i) for i, value in enumerate(row))) for row in rows]
     table = node("table", node("thead", head), node("tbody", *body))
     # Wider than a phone: it scrolls by itself, also by keyboard.
     return node("div", table, class_="scroll", tabindex="0", role="group", aria_label="table")
+
+
+def _is_amount(text: str) -> bool:
+    """Whether text is a number, perhaps with a unit."""
+    return text[:1].isdigit() and text.count(".") <= 1
 
 
 # --- Over time ---
@@ -246,7 +266,8 @@ def _machine(run: Run, earlier: Sequence[tuple[str, Run]]) -> Iterator[Node]:
     rows: list[list[str | float | None]] = []
     for name, value in run.machine.items():
         rows.append([name, value, *(other.machine.get(name, "–") for _, other in earlier)])
-    yield _section("Machine", _table(["", "this run", *(name for name, _ in earlier)], rows))
+    columns = ["", "this run", *(name for name, _ in earlier)]
+    yield _section("Machine", _table(columns, rows))
 
 
 def _attachments(run: Run) -> Node:

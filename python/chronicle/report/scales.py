@@ -79,7 +79,7 @@ def seconds_ticks(seconds: float, count_max: int) -> list[float]:
     >>> seconds_ticks(3.0, 6)
     [0.0, 1.0, 2.0, 3.0]
     """
-    if seconds <= 0:
+    if seconds < 1e-9:
         return [0.0]
     rough = seconds / max(1, count_max - 1)
     power = 10.0 ** math.floor(math.log10(rough))
