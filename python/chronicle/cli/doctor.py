@@ -1,11 +1,13 @@
-"""``chronicle doctor``: why is each segment held, who lags, is anything damaged, and the cure."""
+"""``chronicle doctor``: what is wrong with a queue, a bus, or this host, and the cure."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronicle.cli.arguments import add_command, add_json, add_queue
+from chronicle.cli.arguments import add_command, add_json
 
 if TYPE_CHECKING:
     import argparse
@@ -13,16 +15,23 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chronicle.cli.arguments import Commands
+    from chronicle.cli.bus_findings import BusReport
     from chronicle.cli.findings import Finding, Hold
 
 EXAMPLES = """\
   chronicle doctor /dev/shm/iex
-  chronicle doctor /dev/shm/iex --verify
+  chronicle doctor /dev/shm/bus --verify
+  chronicle doctor --host --cores 2-3
   chronicle doctor /dev/shm/iex --json | jq -r '.findings[] | select(.severity != "note") | .cure'
 """
 
 DESCRIPTION = """\
-Say why each segment is there, who lags, what is damaged, and what to do about it. Changes nothing.
+Say what is wrong, and what to do about it. Changes nothing.
+
+Of a queue: why each segment is there, who lags, what is damaged. Of a bus: who is dead or does not
+work, stale markers, what does not belong there or to whom, and all of that of each queue. With
+--host: what in this machine's set-up gets into the way of hot threads, and the command that mends
+it.
 
 The exit code is 1 if there is a warning or an error; notes alone leave it at 0. With --verify
 every message is read and its checksum, if it has one, is checked.
@@ -41,15 +50,35 @@ def add(commands: Commands) -> None:
         description=DESCRIPTION,
         examples=EXAMPLES,
     )
-    add_queue(parser)
+    parser.add_argument("path", metavar="PATH", nargs="?", help="directory of a queue, or of a bus")
+    parser.add_argument("--host", action="store_true", help="look at the host, not at a queue")
+    parser.add_argument(
+        "--cores", metavar="LIST", help="with --host: cores for hot threads, for example 2-3,6"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="read every message; takes as long as reading does"
     )
     add_json(parser)
+    parser.set_defaults(wrong_use=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examine a queue."""
+    """Examine a queue, a bus, or the host."""
+    if options.host == (options.path is not None):
+        options.wrong_use("give a PATH, or --host")
+    if options.cores is not None and not options.host:
+        options.wrong_use("--cores is for --host")
+    if options.host:
+        return _run_host(options)
+    if not os.path.lexists(f"{options.path}/control"):
+        from chronicle.cli.bus_findings import is_bus
+
+        if is_bus(options.path):
+            return _run_bus(options)
+    return _run_queue(options)
+
+
+def _run_queue(options: argparse.Namespace) -> int:
     from chronicle.bus.liveness import find_ends
     from chronicle.cli.findings import Finding, examine, holds
     from chronicle.cli.output import console, look_at, print_json
@@ -59,24 +88,80 @@ def run(options: argparse.Namespace) -> int:
     report: dict[str, Any] | None = None
     held: list[Hold] = []
     try:
-        facts = look_at(options.queue)
-        report = _verify(options.queue) if options.verify else None
-        ends = find_ends(options.queue, facts)
-        findings = examine(options.queue, facts, ends, report["damage"] if report else None)
+        facts = look_at(options.path)
+        report = _verify(options.path) if options.verify else None
+        ends = find_ends(options.path, facts)
+        findings = examine(options.path, facts, ends, report["damage"] if report else None)
         held = holds(facts)
     except FormatError as error:
         # Nothing else can be said: without the control block it is not known what is what.
         findings = [Finding("error", "unreadable", str(error), "restore the file from a copy")]
     wrong = any(finding.severity != "note" for finding in findings)
     if options.json:
-        print_json(_document(options.queue, findings, held, report, healthy=not wrong))
+        print_json(_document(options.path, findings, held, report, healthy=not wrong))
     else:
         out = console()
         if facts is not None:
             _show_holds(out, held, facts)
         if report is not None:
             _show_report(out, report)
-        _show_findings(out, options.queue, findings, verified=options.verify)
+        _show_findings(out, options.path, findings, verified=options.verify)
+    return 1 if wrong else 0
+
+
+def _run_bus(options: argparse.Namespace) -> int:
+    from chronicle.cli.bus_findings import examine_bus, summary
+    from chronicle.cli.output import console, print_json
+
+    path = os.path.realpath(options.path)
+    report = examine_bus(path, with_messages=options.verify)
+    findings = [finding for _, finding in report.findings]
+    wrong = any(finding.severity != "note" for finding in findings)
+    if options.json:
+        print_json({"bus": path, "healthy": not wrong, **report.as_dict()})
+    else:
+        out = console()
+        _show_bus(out, report)
+        out.print(summary(report))
+        out.print()
+        _show_findings(out, path, findings, verified=options.verify)
+    return 1 if wrong else 0
+
+
+def _show_bus(out: Console, report: BusReport) -> None:
+    from chronicle.cli.output import data_table, safe_text
+
+    table = data_table("endpoint", "state", "why", "pid", left=("endpoint", "state", "why"))
+    for name, status in report.endpoints.items():
+        if status is None:
+            table.add_row(safe_text(name), "refused", "", "")
+            continue
+        ready = "ready" if status.ready else "not ready"
+        pid = "" if status.lease is None else str(status.lease.pid)
+        why = status.reason or ready
+        table.add_row(safe_text(name), status.state, why, pid)
+    out.print(table)
+    out.print()
+
+
+def _run_host(options: argparse.Namespace) -> int:
+    from chronicle.cli.host import examine_host, parse_cores
+    from chronicle.cli.output import console, facts_table, print_json, safe_text
+
+    wanted = None if options.cores is None else parse_cores(options.cores)
+    report = examine_host(Path("/"), wanted)
+    wrong = any(finding.severity != "note" for finding in report.findings)
+    if options.json:
+        findings = [finding.as_dict() for finding in report.findings]
+        print_json({"healthy": not wrong, "facts": report.facts, "findings": findings})
+    else:
+        out = console()
+        table = facts_table()
+        for name, value in report.facts.items():
+            table.add_row(name, safe_text(value))
+        out.print(table)
+        out.print()
+        _show_findings(out, "this host", report.findings, verified=True)
     return 1 if wrong else 0
 
 

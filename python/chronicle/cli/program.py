@@ -42,6 +42,7 @@ Examples:
   chronicle import capture.pcap.gz /dev/shm/iex
   chronicle tail -f /dev/shm/iex
   chronicle doctor /dev/shm/iex --verify
+  chronicle doctor --host
 
 Exit codes:
   0    it worked

@@ -384,13 +384,10 @@ class HandOver:
         self, kept: _Kept, reader: QueueReader, tag: int, *, even_if_gone: bool = False
     ) -> bool:
         """Hand a reader over; ``False`` if the queue is gone before the channel had room."""
-        # Whoever has no tags is not asked for them.
-        more = {"tag": tag} if tag else {}
-        thread: Any = self._care.thread
         attempt = 0
         while even_if_gone or not kept.is_gone.is_set():
             try:
-                self._by_ticket[thread.add_reader(reader, **more)] = kept
+                self._by_ticket[self._care.thread.add_reader(reader, tag=tag)] = kept
             except ChannelFull as error:
                 # The reader is still ours.
                 kept.error = str(error)

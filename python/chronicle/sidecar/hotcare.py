@@ -101,7 +101,7 @@ class HotLike(Protocol):
     def poll(self) -> Sequence[Any]:
         """Take what has come back."""
 
-    def add_reader(self, reader: QueueReader, *, timeout: float | None = None) -> int:
+    def add_reader(self, reader: QueueReader, *, tag: int = 0, timeout: float | None = None) -> int:
         """Hand a reader over; return a ticket."""
 
     def remove_reader(self, source: int, *, timeout: float | None = None) -> int:
