@@ -28,8 +28,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo chaos strategies docs test test-rust test-loom test-python test-asan fire \
-	soak bench lint wheel fmt clean
+.PHONY: help setup demo demo-queues chaos strategies docs test test-rust test-loom test-python \
+	test-asan fire soak bench lint wheel fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,11 @@ setup: $(EXTENSION) ## Create .venv, install the tools, build the extension
 
 # --- Use ---
 
-demo: $(EXTENSION) ## Writer, readers, fan-in, kill and restart; FILE=capture.pcap.gz for real data
+demo: $(EXTENSION) ## Feed handler, strategies, router, exchange; FILE=capture.pcap.gz for real data
 	$(BIN)/python examples/demo.py $(if $(FILE),--file "$(FILE)")
+
+demo-queues: $(EXTENSION) ## Writer, readers, fan-in, kill and restart; FILE= as above
+	$(BIN)/python examples/persistence.py $(if $(FILE),--file "$(FILE)")
 
 chaos: SECONDS = 300
 chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then account for every order; SEED=7

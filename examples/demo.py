@@ -1,440 +1,215 @@
-r"""Two venues, two writers, three readers, one kill -9: what Chronicle does, in a few seconds.
+r"""The whole system for a few seconds: packets on a wire, a feed handler, strategies, a router.
 
     make demo                       a generated market
-    make demo FILE=capture.pcap.gz  the messages of a capture, dealt out to the venues in turn
+    make demo FILE=capture.pcap.gz  an IEX capture
 
-Each writer and each reader is a process of its own; what is between them are queues:
+Six processes over one bus, each started as its own command, as they would be in production:
 
-    market-a -> writer-a -> venue-a ---> tape-a
-                                    \
-                                      -> strategy   (a fan-in: both venues, merged by time)
-                                    /
-    market-b -> writer-b -> venue-b ---> tape-b
+    market ==A,B==> feed_handler --> strategy alpha, beta <--> router <--> exchange
 
-The market stands in queues too, so that a writer can be started again without any memory of its
-own: message n of the market is message n of the venue. In the middle writer-a is killed with
-SIGKILL and started again. At the end every reader tells what it got, and both venues are replayed.
+The market sends each packet on two multicast lines from a network namespace of its own, loses one
+in a hundred of each, and repairs what was lost on both over TCP. In the middle a strategy is killed
+with SIGKILL and started again. At the end the queues are read: what came through, how long it took,
+what the hot threads did besides (nothing), and whether every order is accounted for.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import multiprocessing
+import contextlib
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import chronicle
+from accounts import Accounts, account, read_bus
+from chronicle.hot import choose_wait, read_counters
+from orders import Action, Forward, Order, session_of
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
-
     from rich.console import Console
-
-VENUES = ("a", "b")
-READERS = ("tape-a", "tape-b", "strategy")
-COMMIT_EVERY = 256
-PATIENCE_S = 60.0
-FILE_MESSAGES_MAX = 1_000_000
-
-Wait = Literal["spin", "hybrid", "sleep"]
-
-
-# --- What the writers and readers do ------------------------------------------------------------
-
-
-def write_venue(folder: str, venue: str, count: int, rate: float, said: Any, go: Any) -> None:
-    """Publish the market of one venue at a steady rate; go on where the last writer stopped."""
-    market = chronicle.Queue(f"{folder}/market-{venue}")
-    with (
-        chronicle.Provisioner() as provisioner,
-        chronicle.Queue.open_publisher(
-            f"{folder}/venue-{venue}",
-            schema=list(market.types.values()),
-            segment_bytes=1 << 20,
-            provisioner=provisioner,
-        ) as writer,
-        # The venue's own next number says which message of the market is due.
-        chronicle.Queue.open_subscriber(market.path, None, start=writer.next_seq) as source,
-    ):
-        discarded = writer.recovery.bytes_discarded
-        said.put({"epoch": writer.epoch, "next": writer.next_seq, "discarded": discarded})
-        go.wait()
-        first, started = writer.next_seq, time.monotonic()
-        while writer.next_seq <= count:
-            due = min(count, first + int((time.monotonic() - started) * rate))
-            while writer.next_seq <= due:
-                message = source.next()
-                assert message is not None
-                # A view of one queue goes straight into the other. The time is that of publishing.
-                writer.append(message.type_id, message.payload)
-            time.sleep(0.0005)
-
-
-@dataclass
-class Tally:
-    """What a reader has got, per venue."""
-
-    last: dict[int, int] = field(default_factory=dict)
-    checksum: dict[int, int] = field(default_factory=dict)
-    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
-    lost: int = 0
-    repeated: int = 0
-    gaps: int = 0
-
-    def take(self, message: chronicle.Message) -> None:
-        self.latencies_ns.append(chronicle.clock_ns() - message.timestamp_ns)
-        venue = message.source or 0
-        last = self.last.get(venue, 0)
-        if message.seq > last:
-            self.lost += message.seq - last - 1
-        else:
-            self.repeated += 1
-        self.last[venue] = message.seq
-        self.checksum[venue] = zlib.crc32(message.payload, self.checksum.get(venue, 0))
-
-    def report(self, name: str) -> dict[str, Any]:
-        ordered = sorted(self.latencies_ns) or [0]
-        at = {q: ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.99, 0.999, 1.0)}
-        return {
-            "name": name,
-            "messages": len(self.latencies_ns),
-            "lost": self.lost,
-            "repeated": self.repeated,
-            "gaps": self.gaps,
-            "checksums": [self.checksum.get(venue, 0) for venue in sorted(self.checksum)],
-            "latency_ns": at,
-        }
-
-
-def read_venues(folder: str, name: str, venues: str, total: int, wait: Wait, results: Any) -> None:
-    """Read one venue, or several through a fan-in, until `total` messages are there."""
-    readers = [
-        chronicle.Queue.open_subscriber(f"{folder}/venue-{venue}", name, wait=wait)
-        for venue in venues
-    ]
-    reader: chronicle.QueueReader | chronicle.FanInReader = readers[0]
-    if len(readers) > 1:
-        reader = chronicle.FanInReader(readers, wait=wait)
-    tally = Tally()
-    with reader:
-        while len(tally.latencies_ns) < total:
-            try:
-                message = reader.next()
-            except chronicle.Gap:
-                tally.gaps += 1
-                continue
-            if message is not None:
-                tally.take(message)
-                if len(tally.latencies_ns) % COMMIT_EVERY == 0:
-                    reader.commit()
-                continue
-            reader.commit()
-            if not reader.wait(PATIENCE_S):
-                break  # What is missing shows in the report.
-        reader.commit()
-    results.put(tally.report(name))
-
-
-# --- The market ---------------------------------------------------------------------------------
-
-
-def stage_market(folder: str, options: argparse.Namespace) -> int:
-    """Put the market into one queue per venue; return the messages of each."""
-    if options.file is None:
-        return _stage_generated(folder, options.messages or 100_000)
-    return _stage_capture(folder, options.file, options.messages or FILE_MESSAGES_MAX)
-
-
-def _stage_generated(folder: str, count: int) -> int:
-    from chronicle.feeds.generate import MarketGenerator
-    from chronicle.feeds.iex import QuoteUpdate, Trade
-
-    for number, venue in enumerate(VENUES):
-        path = f"{folder}/market-{venue}"
-        with chronicle.Queue.open_publisher(path, schema=[QuoteUpdate, Trade]) as writer:
-            for batch in MarketGenerator(seed=1, venue=number).batches(count):
-                columns = (batch.offsets, batch.lengths, batch.type_ids)
-                writer.append_mixed(batch.buffer.data, *(column.data for column in columns))
-    return count
-
-
-def _stage_capture(folder: str, file: str, limit: int) -> int:
-    """Deal the first messages of a capture out to the venues in turn."""
-    from chronicle.feeds import import_capture
-
-    count = limit // len(VENUES)
-    with import_capture(file) as capture:
-        schema = list(capture.classes.values())
-        writers = [
-            chronicle.Queue.open_publisher(f"{folder}/market-{venue}", schema=schema)
-            for venue in VENUES
-        ]
-        dealt = 0
-        for batch in capture:
-            for number, writer in enumerate(writers):
-                turn = slice((number - dealt) % len(writers), None, len(writers))
-                columns = (batch.offsets[turn], batch.lengths[turn], batch.type_ids[turn])
-                writer.append_mixed(batch.buffer.data, *(column.copy().data for column in columns))
-            dealt += len(batch)
-            if min(writer.next_seq for writer in writers) > count:
-                break
-        count = min(count, *(writer.next_seq - 1 for writer in writers))
-        for writer in writers:
-            writer.close()
-    return count
-
-
-# --- The run ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Outcome:
-    """What happened, for the report."""
-
-    killed_pid: int = 0
-    new_pid: int = 0
-    last_seq_before: int = 0
-    before: dict[str, int] = field(default_factory=dict)
-    after: dict[str, int] = field(default_factory=dict)
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def read_so_far(folder: str) -> dict[str, int]:
-    """Return how many messages each reader has committed. The cursors say it; nobody is asked."""
-    done = dict.fromkeys(READERS, 0)
-    for venue in VENUES:
-        for cursor in chronicle.inspect(f"{folder}/venue-{venue}")["readers"]:
-            if cursor["placed"]:
-                done[cursor["name"]] += cursor["next_seq"] - 1
-    return done
-
-
-class Crew:
-    """The processes of the run."""
-
-    def __init__(self, folder: str, count: int, options: argparse.Namespace, wait: Wait) -> None:
-        self._spawn = multiprocessing.get_context("spawn")
-        self._folder = folder
-        self._count = count
-        self._rate = count / (options.seconds or max(2.5, count / 50_000))
-        self._wait = wait
-        self._go = self._spawn.Event()
-        self._results = self._spawn.SimpleQueue()
-        self._processes: list[SpawnProcess] = []
-
-    def start_writer(self, venue: str) -> tuple[SpawnProcess, dict[str, int]]:
-        said = self._spawn.SimpleQueue()
-        arguments = (self._folder, venue, self._count, self._rate, said, self._go)
-        process = self._start(f"writer-{venue}", write_venue, arguments)
-        return process, self._receive(said, process)
-
-    def start_reader(self, name: str) -> None:
-        venues = "".join(VENUES) if name == "strategy" else name[-1]
-        total = self._count * len(venues)
-        arguments = (self._folder, name, venues, total, self._wait, self._results)
-        self._start(name, read_venues, arguments)
-
-    def _start(self, name: str, target: Any, arguments: tuple[Any, ...]) -> SpawnProcess:
-        process = self._spawn.Process(target=quietly, name=name, args=(target, *arguments))
-        process.start()
-        self._processes.append(process)
-        return process
-
-    def begin(self) -> None:
-        """Let the writers write, once all readers have found their places."""
-        places = len(VENUES) * 2
-        until = time.monotonic() + PATIENCE_S
-        while sum(self._placed(venue) for venue in VENUES) < places:
-            if time.monotonic() > until:
-                raise SystemExit("the readers did not start")
-            time.sleep(0.01)
-        self._go.set()
-
-    def _placed(self, venue: str) -> int:
-        readers = chronicle.inspect(f"{self._folder}/venue-{venue}")["readers"]
-        return sum(reader["placed"] for reader in readers)
-
-    def reports(self) -> Iterator[dict[str, Any]]:
-        """Yield what readers have reported by now."""
-        while not self._results.empty():
-            yield self._results.get()
-
-    def _receive(self, said: Any, process: SpawnProcess) -> dict[str, int]:
-        until = time.monotonic() + PATIENCE_S
-        while said.empty():
-            if not process.is_alive() or time.monotonic() > until:
-                raise SystemExit(f"{process.name} did not start")
-            time.sleep(0.005)
-        found: dict[str, int] = said.get()
-        return found
-
-    def check(self) -> None:
-        """Stop the demo if a process has failed."""
-        for process in self._processes:
-            if process.exitcode not in (None, 0, -9):
-                raise SystemExit(f"{process.name} failed with exit code {process.exitcode}")
-
-    def stop(self) -> None:
-        for process in self._processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-def quietly(target: Any, *arguments: Any) -> None:
-    """Run a process's function; Ctrl-C ends it without a traceback."""
-    try:
-        target(*arguments)
-    except KeyboardInterrupt:
-        sys.exit(0)
-
-
-def run(folder: str, count: int, crew: Crew, out: Console) -> Outcome:
-    """Run the market, with the kill in its middle; return what happened."""
-    outcome = Outcome()
-    victim, outcome.before = crew.start_writer("a")
-    crew.start_writer("b")
-    for name in READERS:
-        crew.start_reader(name)
-    crew.begin()
-    with progress_bars(out, count) as show:
-        while len(outcome.reports) < len(READERS):
-            time.sleep(0.02)
-            crew.check()
-            done = read_so_far(folder)
-            show(done)
-            if not outcome.killed_pid and done["tape-a"] >= count // 2:
-                kill_and_restart(folder, crew, victim, outcome, out)
-            outcome.reports |= {report["name"]: report for report in crew.reports()}
-        show(read_so_far(folder))
-    return outcome
-
-
-def kill_and_restart(
-    folder: str, crew: Crew, victim: SpawnProcess, outcome: Outcome, out: Console
-) -> None:
-    outcome.killed_pid = victim.pid or 0
-    victim.kill()
-    victim.join()
-    with chronicle.Queue.open_subscriber(f"{folder}/venue-a", None, start="latest") as end:
-        outcome.last_seq_before = end.next_seq - 1
-    out.print(
-        f"[bold red]kill -9[/]  writer-a (pid {outcome.killed_pid}) is dead; "
-        f"its last message is {outcome.last_seq_before:,}"
-    )
-    process, outcome.after = crew.start_writer("a")
-    outcome.new_pid = process.pid or 0
-    out.print(
-        f"[bold green]restart[/]  writer-a (pid {outcome.new_pid}) goes on at "
-        f"{outcome.after['next']:,}; epoch {outcome.before['epoch']} -> {outcome.after['epoch']}"
-    )
-
-
-@contextmanager
-def progress_bars(out: Console, count: int) -> Iterator[Any]:
-    """Show what the readers have committed, on a terminal; gives the function that updates it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    if not sys.stdout.isatty():
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        tasks = {
-            name: progress.add_task(name, total=count * (2 if name == "strategy" else 1))
-            for name in READERS
-        }
-
-        def show(done: dict[str, int]) -> None:
-            for name, task in tasks.items():
-                progress.update(task, completed=done[name])
-
-        yield show
-
-
-# --- The report ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Replay:
-    """What a second reading from the beginning found."""
-
-    messages: int
-    sorted_by_time: bool
-    around: list[tuple[str, chronicle.Message]]
-    pause_ns: int
-
-
-def replay(folder: str, boundary: int) -> Replay:
-    """Merge both venues again from the first message, and keep those around the kill."""
-    fanin = chronicle.FanInReader(
-        [
-            chronicle.Queue.open_subscriber(f"{folder}/venue-{venue}", None, start="earliest")
-            for venue in VENUES
-        ]
-    )
-    around: list[tuple[str, chronicle.Message]] = []
-    newest: dict[int, int] = {}
-    count, in_order, merged_ns, last_before_ns, pause_ns = 0, True, 0, 0, 0
-    with fanin:
-        for message in fanin:
-            count += 1
-            source = message.source or 0
-            # A venue's clock may step back; it is then merged as if it had stood still.
-            newest[source] = max(newest.get(source, 0), message.timestamp_ns)
-            in_order &= newest[source] >= merged_ns
-            merged_ns = newest[source]
-            if source == 0 and message.seq == boundary:
-                last_before_ns = message.timestamp_ns
-            if source == 0 and message.seq == boundary + 1:
-                pause_ns = message.timestamp_ns - last_before_ns
-            if source == 0 and boundary - 1 <= message.seq <= boundary + 2:
-                around.append((VENUES[source], message))
-    return Replay(count, in_order, around, pause_ns)
-
-
-def checksums_of_market(folder: str, count: int) -> list[int]:
-    """Return one checksum over all payloads for each venue, of what should have arrived."""
-    sums = []
-    for venue in VENUES:
-        checksum = 0
-        path = f"{folder}/market-{venue}"
-        with chronicle.Queue.open_subscriber(path, None, start="earliest") as market:
-            for message in itertools.islice(market, count):
-                checksum = zlib.crc32(message.payload, checksum)
-        sums.append(checksum)
-    return sums
-
-
-def show_readers(out: Console, outcome: Outcome) -> None:
-    from rich import box
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0), header_style="bold"
-    )
-    columns = ("messages", "lost", "repeated", "gaps", "p50", "p99", "p99.9", "max")
-    table.add_column("reader", no_wrap=True, min_width=9)
-    for column in columns:
-        table.add_column(
-            column, justify="right", no_wrap=True, min_width=7 if column[0] in "pm" else 4
-        )
-    for name in READERS:
-        report = outcome.reports[name]
-        counts = [f"{report[key]:,}" for key in ("messages", "lost", "repeated", "gaps")]
-        table.add_row(name, *counts, *(duration(ns) for ns in report["latency_ns"].values()))
-    out.print(table)
-    out.print("[dim]latency: from the time of publishing in the message to its reception[/]")
+HERE: Final = Path(__file__).resolve().parent
+STRATEGIES: Final = ("alpha", "beta")
+START_S: Final = 60.0
+#: How long the processes get to finish what is on its way, and to end.
+DRAIN_S: Final = 20.0
+
+
+class DemoFailed(Exception):
+    """Something did not come up, or ended by itself; the message says what it said last."""
+
+
+@dataclass
+class Crew:
+    """The processes: started as commands, watched, stopped in order, none left behind."""
+
+    bus: Path
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def log(self, name: str) -> Path:
+        return self.bus / f".{name}.log"
+
+    def start(self, name: str, program: str, *arguments: object) -> None:
+        command = [sys.executable, str(HERE / program), *map(str, arguments)]
+        with self.log(name).open("ab") as log:
+            # A group of its own: Ctrl-C is for the demo, which then stops them in order.
+            self.running[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0
+            )
+
+    def check(self) -> None:
+        """Raise `DemoFailed` if one has ended by itself."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                said = self.log(name).read_text(errors="replace").strip().splitlines()[-12:]
+                raise DemoFailed(
+                    "\n  ".join([f"{name} ended with status {process.returncode}:", *said])
+                )
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self, name: str) -> None:
+        """Stop one in order; kill it if it does not."""
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(DRAIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise DemoFailed(f"{name} did not stop within {DRAIN_S:.0f} s") from None
+
+    def stop_all(self) -> None:
+        for process in self.running.values():
+            process.kill()
+        for process in self.running.values():
+            process.wait()
+        self.running.clear()
+
+
+def wait_until(condition: Callable[[], object], crew: Crew, what: str) -> None:
+    end_s = time.monotonic() + START_S
+    while not condition():
+        crew.check()
+        if time.monotonic() > end_s:
+            raise DemoFailed(f"waited {START_S:.0f} s in vain for {what}")
+        time.sleep(0.02)
+
+
+# --- What is read while it runs, and at the end ---------------------------------------------------
+
+
+def last_seq(queue: Path) -> int:
+    """Return the number of the last message, or 0."""
+    with contextlib.suppress(chronicle.ChronicleError, OSError):
+        with chronicle.Queue.open_subscriber(queue, None, start="latest") as reader:
+            return reader.next_seq - 1
+    return 0
+
+
+def counts_of(bus: Path) -> dict[str, int]:
+    """Return how far each stage is: messages published."""
+    orders = [last_seq(path) for path in bus.glob("orders/*/out")]
+    return {
+        "live": last_seq(bus / "streams" / "iex" / "live"),
+        "orders": sum(orders),
+        "executions": last_seq(bus / "exchanges" / "sim" / "main"),
+    }
+
+
+def times_of(queue: Path) -> dict[int, int]:
+    """Return the time of each message, by number."""
+    with chronicle.Queue.open_subscriber(queue, None, start="earliest") as reader:
+        return {message.seq: message.timestamp_ns for message in reader}
+
+
+def messages_of(queue: Path, cls: Any) -> Iterator[tuple[int, int, Any]]:
+    """Give number, time and message of all messages of one class."""
+    with chronicle.Queue.open_subscriber(queue, None, start="earliest") as reader:
+        for message in reader:
+            if message.type_id == cls.type_id:
+                yield message.seq, message.timestamp_ns, cls.view(bytes(message.payload))
+
+
+def quantiles(values: list[int]) -> dict[str, int]:
+    """Return p50, p90, p99 and the highest.
+
+    >>> quantiles(list(range(1, 101)))
+    {'p50': 50, 'p90': 90, 'p99': 99, 'max': 100}
+    """
+    ordered = sorted(values)
+    places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {
+        name: ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+        for name, share in places.items()
+    }
+
+
+@dataclass
+class Findings:
+    """What the queues and the counters files say at the end."""
+
+    seconds: float
+    latencies: dict[str, list[int]]
+    accounts: Accounts
+    threads: list[tuple[str, Any]]
+    queues: dict[str, dict[str, Any]]
+
+
+def find_latencies(bus: Path) -> dict[str, list[int]]:
+    """Return what each hop took, in ns, from the times of the messages that name each other."""
+    ticks = times_of(bus / "streams" / "iex" / "live")
+    hops: dict[str, list[int]] = {
+        "tick to order": [],
+        "order to forward": [],
+        "tick to forward": [],
+    }
+    sent: dict[tuple[int, int], tuple[int, int]] = {}
+    for queue in bus.glob("orders/*/out"):
+        session = session_of(chronicle.inspect(queue)["queue_id"])
+        for seq, at_ns, order in messages_of(queue, Order):
+            tick_ns = ticks.get(order.cause)
+            if tick_ns is not None:
+                hops["tick to order"].append(at_ns - tick_ns)
+                sent[session, seq] = (tick_ns, at_ns)
+    for _, at_ns, forward in messages_of(bus / "gateways" / "main" / "exchange", Forward):
+        found = sent.get((forward.session, forward.cause))
+        if found is not None and forward.action == Action.NEW:
+            hops["tick to forward"].append(at_ns - found[0])
+            hops["order to forward"].append(at_ns - found[1])
+    return {name: values for name, values in hops.items() if values}
+
+
+def find_threads(bus: Path) -> list[tuple[str, Any]]:
+    """Return each process's hot threads, from the counters files."""
+    found = []
+    for path in sorted(bus.glob("*/*/COUNTERS")):
+        name = "/".join(path.parts[-3:-1])
+        found += [(name, thread) for thread in read_counters(path).threads]
+    return found
+
+
+def find_queues(bus: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(path.parent for path in bus.glob("**/control"))
+    return {
+        str(path.relative_to(bus)): {**chronicle.inspect(path), "last_seq": last_seq(path)}
+        for path in paths
+    }
+
+
+# --- What is printed ------------------------------------------------------------------------------
 
 
 def duration(ns: int) -> str:
@@ -449,129 +224,234 @@ def duration(ns: int) -> str:
     return f"{ns / 1e9:.3g} s"
 
 
-def show_boundary(out: Console, folder: str, found: Replay, outcome: Outcome) -> None:
-    from rich.markup import escape
+def make_table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
 
-    types = chronicle.Queue(f"{folder}/venue-a").types
-    out.print("\n[bold]venue-a around the kill[/], replayed from the file:")
-    for venue, message in found.around:
-        if message.seq == outcome.last_seq_before + 1:
-            pause, epoch = duration(found.pause_ns), outcome.after["epoch"]
-            out.print(f"  [red]--- kill -9, restart: {pause} later, epoch {epoch} ---[/]")
-        cls = types.get(message.type_id)
-        text = f"type {message.type_id}, {len(message)} bytes"
-        if cls is not None:
-            shown = list(cls.view(message.payload).as_dict(scaled=True).items())
-            fields = (
-                f"{key}={_plain(value)}" for key, value in shown if not key.endswith("time_ns")
-            )
-            text = f"{cls.__name__}  " + " ".join(fields)
-        line = escape(f"  {venue} {message.seq:>9,}  {text}")
-        out.print(line, overflow="ellipsis", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
 
 
-def _plain(value: Any) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+def show_stages(out: Console, found: Findings) -> None:
+    table = make_table("queue", "messages", "per second", "rolls", "late")
+    for name, facts in found.queues.items():
+        count = facts["last_seq"]
+        table.add_row(
+            name, f"{count:,}", f"{count / found.seconds:,.0f}", f"{facts['rolls']}",
+            f"{facts['rolls_inline']}",
+        )  # fmt: skip
+    out.print("[bold]what came through[/]")
+    out.print(table)
 
 
-def verdicts(
-    outcome: Outcome, found: Replay, count: int, market: list[int]
-) -> list[tuple[bool, str]]:
+def show_latencies(out: Console, found: Findings) -> None:
+    table = make_table("hop", "measured", "p50", "p90", "p99", "max")
+    for name, values in found.latencies.items():
+        table.add_row(name, f"{len(values):,}", *map(duration, quantiles(values).values()))
+    out.print("[bold]how long it took[/]")
+    out.print(table)
+
+
+def show_threads(out: Console, found: Findings) -> None:
+    table = make_table(
+        "hot thread", "inputs", "system\ncalls", "alloca-\ntions", "page\nfaults",
+        "context\nswitches", "gaps", "loop gap\np99.9",
+    )  # fmt: skip
+    for name, thread in found.threads:
+        words, about = thread.words, thread.about
+        kernel = about.get("kernel_since_start") or {}
+        inputs = words["messages"] + words.get("datagrams", 0)
+        table.add_row(
+            f"{name} {thread.name}" if thread.name not in name else name,
+            f"{inputs:,}",
+            f"{about['guard_seen']}",
+            f"{words['allocations']}",
+            _sum(kernel, "faults_minor", "faults_major"),
+            _sum(kernel, "switches_voluntary", "switches_involuntary"),
+            f"{words['gaps']}",
+            duration(thread.loop_gap.quantile(0.999)),
+        )
+    out.print("[bold]what the hot threads did besides[/]: under guard='enforce'")
+    out.print(table)
+
+
+def _sum(kernel: dict[str, Any], *names: str) -> str:
+    return f"{sum(kernel[name] for name in names):,}" if kernel else "-"
+
+
+def verdicts(found: Findings, restarted: bool) -> list[tuple[bool, str]]:
     """Say what was promised, and whether it came true."""
-    reports = outcome.reports.values()
-    deliveries = sum(report["messages"] for report in reports)
-    expected = {"tape-a": market[:1], "tape-b": market[1:], "strategy": market}
-    complete = deliveries == 4 * count
-    unchanged = all(report["checksums"] == expected[report["name"]] for report in reports)
-    lost, repeated, gaps = (sum(r[key] for r in reports) for key in ("lost", "repeated", "gaps"))
-    before, after = outcome.before["epoch"], outcome.after.get("epoch", 0)
-    goes_on = outcome.after.get("next", 0) == outcome.last_seq_before + 1
+    accounts = found.accounts
+    quiet = [(about["guard_seen"], t.words["allocations"]) for _, t in found.threads
+             for about in (t.about,)]  # fmt: skip
+    faults = len(accounts.faults)
     return [
-        (complete and lost == 0, f"nothing was lost: {deliveries:,} deliveries, {lost} lost"),
-        (repeated == 0, f"nothing came twice, and all in order: {repeated} repeated"),
-        (gaps == 0, f"no reader saw a gap: {gaps} gaps"),
-        (unchanged, "every byte is the market's: checksums over all payloads are equal"),
         (
-            0 < outcome.last_seq_before < count,
-            f"the writer was killed in the middle, after message {outcome.last_seq_before:,}",
+            accounts.perfect,
+            f"every order is accounted for: {accounts.orders:,} orders, {accounts.acked:,} taken, "
+            f"{accounts.rejected:,} refused with a reason, {faults} faults",
         ),
+        (accounts.unanswered == 0, f"no order without an answer: {accounts.unanswered}"),
         (
-            goes_on and after == before + 1,
-            f"its successor goes on at {outcome.after.get('next', 0):,}: "
-            f"epoch {before} before, {after} after",
+            bool(quiet) and all(pair == (0, 0) for pair in quiet),
+            f"no system call and no allocation on {len(quiet)} hot threads",
         ),
-        (
-            found.sorted_by_time and found.messages == 2 * count,
-            f"a replay merges both venues by time: {found.messages:,} messages, in order",
-        ),
+        (restarted, f"{STRATEGIES[0]} was killed with SIGKILL and came back by itself"),
     ]
 
 
-def choose_wait(cores: int) -> tuple[Wait, str]:
-    """Choose how readers wait: spinning pays only where everybody has a core of its own.
+# --- The run --------------------------------------------------------------------------------------
 
-    >>> choose_wait(2)[0], choose_wait(4)[0], choose_wait(32)[0]
-    ('sleep', 'hybrid', 'spin')
-    """
-    if cores > len(READERS) + 2 * len(VENUES):
-        return "spin", "readers spin: there is a core for each"
-    if cores > 2:
-        return "hybrid", "readers spin for 20 us, then sleep until they are rung"
-    return "sleep", "readers sleep until they are rung, as cores are few"
+RISK: Final = """\
+trading = true
+ratio = 2.0
+quantity = 10
+position_max = 100000
+open_orders_max = 32
+pause_ms = 2
+life_ms = 500
+stale_ms = 1000
+"""
+
+
+def run(crew: Crew, options: argparse.Namespace, out: Console) -> Findings:
+    """Start everything, watch it, kill a strategy in the middle, stop everything, read it all."""
+    bus = crew.bus
+    risk = bus / ".risk.toml"
+    risk.write_text(RISK)
+    crew.start("exchange", "exchange.py", bus)
+    crew.start("router", "router.py", bus)
+    start_feed(crew, options)
+    symbols = dict(zip(STRATEGIES, options.symbols, strict=True))
+
+    def start_strategy(name: str) -> None:
+        arguments = (bus, name, "--symbol", symbols[name], "--venue", "iex", "--risk", risk)
+        crew.start(name, "strategy.py", *arguments)
+
+    for name in STRATEGIES:
+        start_strategy(name)
+    started_s = time.monotonic()
+    victim = STRATEGIES[0]
+    wait_until(lambda: last_seq(bus / "orders" / victim / "out") > 0, crew, f"orders of {victim}")
+    with progress(out, options.seconds) as show:
+        end_s = time.monotonic() + options.seconds
+        kill_s = end_s - options.seconds / 2
+        while time.monotonic() < end_s:
+            crew.check()
+            show(options.seconds - (end_s - time.monotonic()), counts_of(bus))
+            if victim and time.monotonic() > kill_s:
+                crew.kill(victim)
+                start_strategy(victim)
+                victim = ""
+            time.sleep(0.1)
+    seconds = time.monotonic() - started_s
+    # From the source on, so that everybody finishes what is there.
+    for name in [name for name in crew.running if name not in ("router", "exchange")]:
+        crew.stop(name)
+    wait_until(lambda: not account(read_bus(bus)).unanswered, crew, "the last answers")
+    crew.stop("router")
+    crew.stop("exchange")
+    return Findings(
+        seconds,
+        find_latencies(bus),
+        account(read_bus(bus)),
+        find_threads(bus),
+        find_queues(bus),
+    )
+
+
+@contextlib.contextmanager
+def progress(out: Console, seconds: float) -> Iterator[Callable[[float, dict[str, int]], None]]:
+    """Show how far it is: a bar on a terminal, a line each second elsewhere."""
+    if out.is_terminal:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=out, transient=True) as bar:
+            task = bar.add_task("", total=seconds)
+            yield lambda done, counts: bar.update(
+                task, completed=done, description=" ".join(_told(counts))
+            )
+        return
+    told_s = 0.0
+
+    def show(done: float, counts: dict[str, int]) -> None:
+        nonlocal told_s
+        if done >= told_s:
+            out.print(f"{done:4.1f} s  {'  '.join(_told(counts))}", markup=False)
+            told_s = done + 1.0
+
+    yield show
+
+
+def _told(counts: dict[str, int]) -> list[str]:
+    return [f"{count:,} {name}" for name, count in counts.items()]
+
+
+def start_feed(crew: Crew, options: argparse.Namespace) -> None:
+    crew.start("market", "market.py", crew.bus, "--venue", "iex", "--rate", options.rate)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The whole system over one bus, for some seconds.")
+    parser.add_argument(
+        "--file", help="an IEX capture (pcap, may be .gz) instead of a made-up market"
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, help="how long it trades (6)")
+    parser.add_argument(
+        "--path", choices=("auto", "veth", "loopback", "queue"), default="auto",
+        help="how packets come: veth pair, loopback, or no packets at all",
+    )  # fmt: skip
+    parser.add_argument("--rate", type=float, default=500.0, help="quotes per second (500)")
+    parser.add_argument("--bus", type=Path, help="keep the bus here, for a look at it afterwards")
+    options = parser.parse_args(argv)
+    options.symbols = ["ZXIET", "ZXIET"]
+    return options
 
 
 def make_console() -> Console:
     from rich.console import Console
 
     plain = bool(os.environ.get("NO_COLOR"))
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
     return Console(color_system=None if plain else "auto", highlight=False, width=width)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A market, two venues, a kill -9 in the middle.")
-    parser.add_argument("--file", help="a capture: pcap (IEX, Nasdaq), ITCH or Binance; may be .gz")
-    parser.add_argument(
-        "--messages", type=int, help="of each venue (100000); with --file of both (1000000)"
-    )
-    parser.add_argument(
-        "--seconds", type=float, help="how long to publish (2.5, or 50,000 messages/s)"
-    )
-    return parser.parse_args(argv)
+@contextlib.contextmanager
+def bus_directory(options: argparse.Namespace) -> Iterator[Path]:
+    if options.bus is not None:
+        options.bus.mkdir(mode=0o700, parents=True, exist_ok=False)
+        yield options.bus
+        return
+    shm = Path("/dev/shm")
+    base = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="chronicle-demo-", dir=base) as folder:
+        yield Path(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     out = make_console()
     cores = len(os.sched_getaffinity(0))
-    wait, why = choose_wait(cores)
-    shm = Path("/dev/shm")
-    base = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="chronicle-demo-", dir=base) as folder:
+    out.print(f"[bold]Chronicle[/]: {cores} cores, so hot threads wait by '{choose_wait()}'")
+    with bus_directory(options) as bus:
+        crew = Crew(bus)
         try:
-            count = stage_market(folder, options)
-        except (OSError, chronicle.ChronicleError) as error:
+            found = run(crew, options, out)
+        except (DemoFailed, OSError, chronicle.ChronicleError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
-        origin = f"of {options.file}" if options.file else "generated"
-        out.print("[bold]Chronicle[/]: two venues, two writers, three readers, one kill -9\n")
-        out.print(f"market   {2 * count:,} messages on two venues, {origin}", markup=False)
-        out.print(f"machine  {cores} cores; {why}")
-        out.print(f"queues   {folder}, removed at the end\n", markup=False)
-        crew = Crew(folder, count, options, wait)
-        try:
-            outcome = run(folder, count, crew, out)
-            found = replay(folder, outcome.last_seq_before)
-            market = checksums_of_market(folder, count)
         except KeyboardInterrupt:
             return 130
         finally:
-            crew.stop()
-        out.print()
-        show_readers(out, outcome)
-        show_boundary(out, folder, found, outcome)
+            crew.stop_all()
     out.print()
-    checks = verdicts(outcome, found, count, market)
+    show_stages(out, found)
+    show_latencies(out, found)
+    show_threads(out, found)
+    checks = verdicts(found, restarted=True)
     for holds, text in checks:
         out.print(f"[green]ok[/]      {text}" if holds else f"[bold red]FAILED[/]  {text}")
     return 0 if all(holds for holds, _ in checks) else 1

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import chronicle
 from chronicle import HotThread, HotThreadFailed, Queue, Sidecar
 from chronicle.bus import Bus
-from chronicle.hot import WAITS, Counter, Info, Output, Table, choose_wait, mix64
+from chronicle.hot import WAITS, Counter, CountersFile, Info, Output, Table, choose_wait, mix64
 from chronicle.hot.rebuild import Past, rebuild
 from chronicle.message import MessageBase, char8, i64, u8, u32
 from chronicle.sidecar import Admission
@@ -242,6 +242,8 @@ def main() -> None:
     sidecar = Sidecar()
     endpoint = bus.open_endpoint(f"exchanges/{options.name}")
     sidecar.serve_endpoint(endpoint)
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    sidecar.publish_counters(counters)
     out = Queue.open_publisher(
         endpoint.path / options.gateway,
         schema=[Execution],
@@ -261,6 +263,7 @@ def main() -> None:
         core=options.core,
         wait=choose_wait(options.wait),
         guard="enforce",
+        counters_file=counters,
         provisioner=sidecar.provisioner,
     )
 

@@ -27,6 +27,7 @@ from chronicle.bus import Bus
 from chronicle.hot import (
     WAITS,
     Counter,
+    CountersFile,
     Info,
     Output,
     Outputs,
@@ -529,6 +530,8 @@ def main() -> None:
     sidecar = Sidecar()
     endpoint = bus.open_endpoint(f"gateways/{options.name}")
     sidecar.serve_endpoint(endpoint)
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    sidecar.publish_counters(counters)
     seats = Seats(bus.path, options.name, options.allow or ["*"])
     seats.provisioner = sidecar.provisioner
     forwards = Queue.open_publisher(
@@ -549,6 +552,7 @@ def main() -> None:
         core=options.core,
         wait=choose_wait(options.wait),
         guard="enforce",
+        counters_file=counters,
         sources_max=SEATS + 1,
         provisioner=sidecar.provisioner,
     )

@@ -29,7 +29,7 @@ import chronicle
 from chronicle import HotThread, HotThreadFailed, Queue, QueueWriter, Sidecar, inspect
 from chronicle.bus import Bus, Connected, Lost, Reconnected
 from chronicle.feeds.books import Books
-from chronicle.hot import WAITS, Counter, Info, Output, Table, choose_wait
+from chronicle.hot import WAITS, Counter, CountersFile, Info, Output, Table, choose_wait
 from chronicle.hot.rebuild import Past, rebuild
 from chronicle.message import MessageBase, bool_, char8, f64, i64, u8, u32
 from chronicle.sidecar import Admission, Service
@@ -478,6 +478,8 @@ def main() -> None:
     sidecar = Sidecar()
     endpoint = bus.open_endpoint(f"orders/{options.name}")
     sidecar.serve_endpoint(endpoint)
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    sidecar.publish_counters(counters)
     out = Queue.open_publisher(
         endpoint.path / "out",
         schema=[Order, Cancel],
@@ -497,6 +499,7 @@ def main() -> None:
         core=options.core,
         wait=choose_wait(options.wait),
         guard="enforce",
+        counters_file=counters,
         provisioner=sidecar.provisioner,
     )
 

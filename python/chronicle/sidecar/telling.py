@@ -15,6 +15,8 @@ from chronicle.sidecar.workers import in_worker
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from chronicle.hot.kernel import ThreadCounters
+
 __all__ = ["Telling"]
 
 _INTERVAL_S_MIN = 0.05
@@ -49,6 +51,8 @@ class Telling:
         self._counters = counters
         self._interval_s = interval_s
         self._service: Service | None = None
+        #: By thread id: the kernel's counts at the first look and at the last one.
+        self._kernel: dict[int, tuple[ThreadCounters, ThreadCounters]] = {}
 
     def service(self, name: str) -> Service:
         """As a service; it tells until the very end, when the hot threads have stopped."""
@@ -72,11 +76,29 @@ class Telling:
         services = {name: _health(health) for name, health in self._sidecar.health().items()}
         self._counters.publish(
             {
-                "threads": [describe(thread) for thread in threads],
+                "threads": [self._describe(thread) for thread in threads],
                 "services": services,
                 "cpu_s": time.process_time(),
             }
         )
+
+    def _describe(self, thread: Any) -> dict[str, Any]:
+        """Add what the kernel has counted since the first look; the last look outlives the thread.
+
+        Before the first look lie the faults of its start: the loop, the handler and the rings are
+        brought into memory there.
+        """
+        status = thread.status
+        kernel = status.kernel
+        if kernel is not None:
+            first = self._kernel.get(status.thread_id, (kernel, kernel))[0]
+            self._kernel[status.thread_id] = (first, kernel)
+        told = describe(thread)
+        if status.thread_id in self._kernel:
+            first, last = self._kernel[status.thread_id]
+            told["kernel"] = last._asdict()
+            told["kernel_since_start"] = last.since(first)._asdict()
+        return told
 
 
 def _health(health: Health) -> dict[str, Any]:
