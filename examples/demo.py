@@ -229,8 +229,9 @@ def make_table(*columns: str) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
+    table.add_column(columns[0], no_wrap=True, min_width=22)
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
     return table
 
 
@@ -256,8 +257,8 @@ def show_latencies(out: Console, found: Findings) -> None:
 
 def show_threads(out: Console, found: Findings) -> None:
     table = make_table(
-        "hot thread", "inputs", "system\ncalls", "alloca-\ntions", "page\nfaults",
-        "context\nswitches", "gaps", "loop gap\np99.9",
+        "hot thread", "inputs", "system\ncalls", "allo-\ncations", "page\nfaults",
+        "swit-\nches", "gaps", "loop\np99.9",
     )  # fmt: skip
     for name, thread in found.threads:
         words, about = thread.words, thread.about
