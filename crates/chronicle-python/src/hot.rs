@@ -11,9 +11,10 @@ use crate::hot_convert as convert;
 use crate::numbers::TypeId;
 use crate::packets::PacketRing;
 use crate::provision::Provisioner;
-use crate::reader::{self, QueueReader};
+use crate::reader::QueueReader;
 use crate::waiting;
 use crate::writer::QueueWriter;
+use chronicle_core::MergeMode;
 use chronicle_core::hot::abi;
 use chronicle_core::hot::abi::{HandlerTable, OnHook, OnMessage};
 use chronicle_core::hot::command::{Ack, Command, What};
@@ -21,23 +22,24 @@ use chronicle_core::hot::guard::Guard;
 use chronicle_core::hot::journal::ENDED_CLEAN;
 use chronicle_core::hot::log::LogRecord;
 use chronicle_core::hot::meter::{Page, State};
-use chronicle_core::hot::run::{Ended, LoopOptions, Meter};
+use chronicle_core::hot::run::{LoopOptions, Meter};
 use chronicle_core::hot::shared::Shared;
-use chronicle_core::hot::thread::{self, Cargo, HotThread, Options, Program, StartError};
+use chronicle_core::hot::thread::{self, HotThread, Options, Program, StartError};
 use chronicle_core::os::clock;
 use chronicle_core::os::fs::Dir;
 use chronicle_core::os::thread::current_id;
-use chronicle_core::queue::provision::{Chores, Endpoint};
 use chronicle_core::sync::Arc;
 use chronicle_core::wait::WaitStrategy;
-use chronicle_core::{MergeMode, Reader, Writer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use rtrb::Consumer;
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+mod lent;
+
+use lent::Lent;
 
 /// What compiled handlers may call: name and address.
 #[pyfunction]
@@ -67,21 +69,6 @@ enum Life {
     Running(HotThread),
     /// Joined: its rings may still hold something.
     Ended(HotThread),
-}
-
-/// The Python objects whose readers and writers are with the hot thread, and the endpoints of
-/// those.
-#[derive(Default)]
-struct Lent {
-    /// By the ticket that each was handed over with.
-    readers: HashMap<u64, (Py<QueueReader>, Arc<Endpoint>)>,
-    /// By output.
-    writers: HashMap<u32, (Py<QueueWriter>, Arc<Endpoint>)>,
-    /// By ticket: on their way to an output.
-    writers_sent: HashMap<u64, (Py<QueueWriter>, Arc<Endpoint>)>,
-    /// By their places.
-    rings: Vec<Py<PacketRing>>,
-    journal: Option<(Py<QueueWriter>, Arc<Endpoint>)>,
 }
 
 /// The native half of `chronicle.HotThread`.
@@ -537,14 +524,6 @@ impl HotCore {
     }
 }
 
-/// The Python objects that a thread starts with: readers, writers, rings, the journal.
-type Objects = (
-    Vec<(u64, u32, Py<QueueReader>)>,
-    Vec<(u32, Py<QueueWriter>)>,
-    Vec<Py<PacketRing>>,
-    Option<(Py<QueueWriter>, Vec<u8>)>,
-);
-
 /// The command, and an error unless the channel was just full.
 type NotSent = (What, Option<PyErr>);
 
@@ -590,159 +569,6 @@ impl HotCore {
             let text = format!("hot thread '{}' is not running; nothing was sent", self.name);
             (command.what, (!is_running).then(|| raise("Closed", text, &[])))
         })
-    }
-
-    /// Everything that the thread starts with. What was taken before an error stays in `lent`'s
-    /// objects as `Moved` until it is given back, so the error path gives all of it back.
-    fn load(
-        &self,
-        py: Python<'_>,
-        objects: Objects,
-        provisioner: &Bound<'_, Provisioner>,
-    ) -> PyResult<Cargo> {
-        let mut cargo = Cargo::default();
-        match self.load_into(py, &mut cargo, objects, provisioner) {
-            Ok(()) => Ok(cargo),
-            Err(error) => {
-                self.give_back(py, cargo);
-                Err(error)
-            }
-        }
-    }
-
-    fn load_into(
-        &self,
-        py: Python<'_>,
-        cargo: &mut Cargo,
-        (readers, writers, rings, journal): Objects,
-        provisioner: &Bound<'_, Provisioner>,
-    ) -> PyResult<()> {
-        for (ticket, tag, object) in readers {
-            let native = self.take_reader(py, object.bind(py), provisioner)?;
-            lock(&self.lent).readers.insert(ticket, (object, Arc::clone(native.endpoint())));
-            cargo.readers.push((ticket, tag, native));
-        }
-        for (output, object) in writers {
-            let native = self.take_writer(py, object.bind(py), provisioner)?;
-            lock(&self.lent).writers.insert(output, (object, Arc::clone(native.endpoint())));
-            cargo.writers.push((output, native));
-        }
-        for object in rings {
-            let ring = &object.get().inner;
-            ring.with(py, |ring| ring.check_owner().map_err(to_py))?;
-            cargo.rings.push(ring.take(py, self.owner())?);
-            lock(&self.lent).rings.push(object);
-        }
-        if let Some((object, head)) = journal {
-            let native = self.take_writer(py, object.bind(py), provisioner)?;
-            lock(&self.lent).journal = Some((object, Arc::clone(native.endpoint())));
-            cargo.journal = Some((native, head));
-        }
-        Ok(())
-    }
-
-    /// Takes the native reader out of its object, served by the provisioner if by no other.
-    fn take_reader(
-        &self,
-        py: Python<'_>,
-        object: &Bound<'_, QueueReader>,
-        provisioner: &Bound<'_, Provisioner>,
-    ) -> PyResult<Reader> {
-        object.get().inner.with(py, |inner| inner.reader.check_owner().map_err(to_py))?;
-        let mut reader = object.get().inner.take(py, self.owner())?.reader;
-        if !reader.endpoint().is_attached() {
-            let attached = provisioner.get().inner.with(py, |p| {
-                p.attach_reader(&reader);
-                Ok(())
-            });
-            if let Err(error) = attached {
-                object.get().inner.restore_surely(py, reader::Inner::new(reader));
-                return Err(error);
-            }
-        }
-        reader.set_hot(true);
-        Ok(reader)
-    }
-
-    /// As `take_reader`.
-    fn take_writer(
-        &self,
-        py: Python<'_>,
-        object: &Bound<'_, QueueWriter>,
-        provisioner: &Bound<'_, Provisioner>,
-    ) -> PyResult<Writer> {
-        object.get().inner.with(py, |writer| writer.check_owner().map_err(to_py))?;
-        let mut writer = object.get().inner.take(py, self.owner())?;
-        if !writer.endpoint().is_attached() {
-            let attached = provisioner.get().inner.with(py, |p| {
-                p.attach_writer(&writer, Chores::default());
-                Ok(())
-            });
-            if let Err(error) = attached {
-                object.get().inner.restore_surely(py, writer);
-                return Err(error);
-            }
-        }
-        writer.set_hot(true);
-        Ok(writer)
-    }
-
-    /// Puts what was not sent, or refused, back into its object, and gives that.
-    fn take_back(&self, py: Python<'_>, ticket: u64, what: What) -> Option<Py<PyAny>> {
-        match what {
-            What::AddReader { reader, .. } => self.restore_reader(py, ticket, reader),
-            What::AddWriter { writer, .. } => {
-                let lent = lock(&self.lent).writers_sent.remove(&ticket);
-                lent.map(|(object, _)| restore_writer(py, object, writer))
-            }
-            What::Message { .. }
-            | What::RemoveReader { .. }
-            | What::RemoveWriter { .. }
-            | What::Stop => None,
-        }
-    }
-
-    fn restore_reader(&self, py: Python<'_>, ticket: u64, mut reader: Reader) -> Option<Py<PyAny>> {
-        let lent = lock(&self.lent).readers.remove(&ticket);
-        let (object, _) = lent?;
-        py.detach(|| reader.set_hot(false));
-        object.get().inner.restore_surely(py, reader::Inner::new(reader));
-        Some(object.into_any())
-    }
-
-    /// What a loop left behind, as cargo; commands that were not taken go back to their senders.
-    fn unload(
-        &self,
-        py: Python<'_>,
-        ended: Ended,
-        lost: &mut Vec<u64>,
-        journal: Option<(Writer, Vec<u8>)>,
-    ) -> Cargo {
-        for command in ended.commands {
-            lost.push(command.ticket);
-            self.take_back(py, command.ticket, command.what);
-        }
-        let readers = ended.readers.into_iter().map(|(ticket, _, reader)| (ticket, 0, reader));
-        let readers = readers.collect();
-        Cargo { readers, writers: ended.writers, rings: ended.rings, journal }
-    }
-
-    /// Restores every object from the cargo.
-    fn give_back(&self, py: Python<'_>, cargo: Cargo) {
-        for (ticket, _, reader) in cargo.readers {
-            self.restore_reader(py, ticket, reader);
-        }
-        for (output, writer) in cargo.writers {
-            self.return_writer(py, output, writer);
-        }
-        let rings = std::mem::take(&mut lock(&self.lent).rings);
-        for (object, ring) in rings.into_iter().zip(cargo.rings) {
-            object.get().inner.restore_surely(py, ring);
-        }
-        if let Some((writer, _)) = cargo.journal {
-            let object = lock(&self.lent).journal.take();
-            object.map(|(object, _)| restore_writer(py, object, writer));
-        }
     }
 
     /// Why a start failed, as a dict, or as the error itself where it is the caller's.
@@ -830,48 +656,6 @@ impl HotCore {
             Ack::Done { .. } | Ack::Added { .. } | Ack::FirstMessage { .. } | Ack::Gap { .. } => {}
         }
     }
-
-    /// The writer that was sent is the output's now; the one before goes back into its object.
-    fn exchange_writer(
-        &self,
-        py: Python<'_>,
-        ticket: u64,
-        output: u32,
-        old: Option<Writer>,
-    ) -> Option<Py<PyAny>> {
-        let before = {
-            let mut lent = lock(&self.lent);
-            let now = lent.writers_sent.remove(&ticket);
-            match now {
-                Some(now) => lent.writers.insert(output, now),
-                None => None,
-            }
-        };
-        let (object, _) = before?;
-        old.map(|writer| restore_writer(py, object, writer))
-    }
-
-    /// The writer that an output had goes back into its object.
-    fn return_writer(&self, py: Python<'_>, output: u32, writer: Writer) -> Option<Py<PyAny>> {
-        let lent = lock(&self.lent).writers.remove(&output);
-        lent.map(|(object, _)| restore_writer(py, object, writer))
-    }
-
-    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        let lent = lock(&self.lent);
-        let readers = lent.readers.values().map(|(_, endpoint)| endpoint);
-        let writers = lent.writers.values().map(|(_, endpoint)| endpoint);
-        let sent = lent.writers_sent.values().map(|(_, endpoint)| endpoint);
-        let journal = lent.journal.iter().map(|(_, endpoint)| endpoint);
-        readers.chain(writers).chain(sent).chain(journal).cloned().collect()
-    }
-
-    /// Late rolls, inline wake-ups and kept segments of everything that is with the thread.
-    fn endpoint_counts(&self) -> (u64, u64, usize) {
-        self.endpoints().iter().fold((0, 0, 0), |(late, inline, kept), endpoint| {
-            (late + endpoint.late(), inline + endpoint.wakes_inline(), kept + endpoint.kept_count())
-        })
-    }
 }
 
 impl Drop for HotCore {
@@ -905,12 +689,6 @@ impl Drop for HotCore {
             }
         });
     }
-}
-
-fn restore_writer(py: Python<'_>, object: Py<QueueWriter>, mut writer: Writer) -> Py<PyAny> {
-    py.detach(|| writer.set_hot(false));
-    object.get().inner.restore_surely(py, writer);
-    object.into_any()
 }
 
 /// At most `count_max` records, as they stand in memory.
