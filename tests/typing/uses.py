@@ -13,7 +13,19 @@ from typing import Annotated, Any, assert_type
 import chronicle
 import numpy as np
 from chronicle import AddReader, Handler, on
-from chronicle.hot import Cells, Counter, Info, Output, Table, symbol_key
+from chronicle.hot import (
+    Buffer,
+    Bytes,
+    Cells,
+    Counter,
+    Info,
+    Output,
+    Outputs,
+    Size,
+    Slots,
+    Table,
+    symbol_key,
+)
 from chronicle.hot.audit import audit
 from chronicle.message import Array, MessageBase, Scale, char8, f64, i64, u32
 from chronicle.queue import Start
@@ -190,7 +202,9 @@ def handling(trade: Trade) -> None:
         mean: f64
         window: Annotated[Cells[float], Array(f64, 8)]
         trades: Annotated[Any, Table(Trade, 4)]
+        held: Annotated[Buffer, Size(64)]
         out: Output
+        table: Annotated[Outputs, Slots(4)]
         seen: Counter
 
         @on(Trade)
@@ -214,6 +228,27 @@ def handling(trade: Trade) -> None:
         @on.command(Trade)
         def command(self, trade: Trade) -> None: ...
 
+        @on.datagram
+        def datagram(self, data: Bytes, info: Info) -> None:
+            assert_type((data.u16(0), data.i64_be(8), len(data)), tuple[int, int, int])
+            assert_type(data.f64(0), float)
+            assert_type(data.padded(0, 8), bytes)
+            assert_type(data.part(0, 2), Bytes)
+            assert_type((info.line, info.tag), tuple[int, int])
+            assert_type(self.held.view(0, 8), Bytes)
+            self.held.store(0, data)
+            self.held.store(0, b"x")  # type: ignore[arg-type]
+            assert_type(self.table[info.line], Output)
+            assert_type(self.table[0].publish(trade), int)
+            assert_type(self.out.publish_bytes(5, data), int)
+            self.out.publish_bytes(5, b"x")  # type: ignore[arg-type]
+
+        @on.bytes(9)
+        def raw(self, data: Bytes) -> None: ...
+
+        @on.bytes(8)  # type: ignore[arg-type]
+        def typed(self, data: Trade) -> None: ...
+
         @on.idle
         def idle(self) -> None:
             assert_type(self.now_ns, int)
@@ -230,6 +265,8 @@ def handling(trade: Trade) -> None:
     assert_type(mean.out.published, list[MessageBase])
     assert_type(mean.seen.value, int)
     assert_type(mean.receive(trade), bool)
+    assert_type(mean.receive(b"data", Info(line=1), kind="datagram"), bool)
+    mean.datagram(b"data", Info())  # type: ignore[arg-type]
     assert_type(audit(Mean).accepted, bool)
     mean.trade(5, Info())  # type: ignore[arg-type]
     mean.trade(trade)  # type: ignore[call-arg]

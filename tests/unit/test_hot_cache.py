@@ -13,10 +13,10 @@ from typing import Any
 
 import chronicle
 import pytest
-from chronicle.hot import Handler, cache
+from chronicle.hot import Handler, Info, cache
 from chronicle.hot.compile import build, program_for
 
-from tests.hot_support import SYMBOLS, Harness, Step, run_compiled
+from tests.hot_support import SYMBOLS, Harness, Published, Step, run_compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +101,76 @@ def test_the_second_build_comes_from_the_cache(own_cache: Path):
 )
 def test_whatever_goes_into_the_code_changes_the_key(changes: dict[str, str]):
     assert build(make().SPEC).key != build(make(**changes).SPEC).key
+
+
+RAW_SOURCE = """
+from typing import Annotated
+from chronicle.hot import Buffer, Bytes, Handler, Info, Output, Outputs, Size, Slots, on
+from chronicle.hot.wire import Wire, WireTable
+from chronicle.message import MessageBase, i64, message
+
+@message(2)
+class Typed(MessageBase):
+    number: i64
+
+WIRES = WireTable(
+    3, [Wire(Typed, {code}, 10, is_big_endian={big}, fields={{"number": ({offset}, "i8")}})]
+)
+
+
+class Raw(Handler):
+    held: Annotated[Buffer, Size({size})]
+    out: Output
+    table: Annotated[Outputs, Slots({slots})]
+
+    @on.{mark}
+    def raw(self, data: Bytes, info: Info) -> None:
+        self.table[info.tag].publish_bytes(5, data)
+        WIRES.publish(self.out, data, 0, len(data))
+"""
+RAW = {"size": "8", "slots": "2", "mark": "bytes(9)", "code": "65", "big": "True", "offset": "1"}
+
+
+def make_raw(**changes: str) -> Any:
+    text = RAW_SOURCE.format(**(RAW | changes))
+    linecache.cache["raw.py"] = (len(text), None, text.splitlines(keepends=True), "raw.py")
+    space: dict[str, Any] = {"__name__": "raw"}
+    exec(compile(text, "raw.py", "exec"), space)
+    return space["Raw"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": "9"},
+        {"slots": "3"},
+        {"mark": "bytes(10)"},
+        {"mark": "datagram"},
+        {"code": "66"},
+        {"big": "False"},
+        {"offset": "2"},
+    ],
+)
+def test_bytes_buffers_and_tables_are_part_of_the_key(changes: dict[str, str]):
+    assert build(make_raw().SPEC).key != build(make_raw(**changes).SPEC).key
+
+
+def test_what_takes_bytes_comes_from_the_cache_and_does_the_same():
+    data = b"A" + (7).to_bytes(8, "big") + b"!"
+    published = []
+    for cached in (False, True):
+        cls = make_raw()
+        assert build(cls.SPEC).cached is cached
+        harness = Harness(cls(), program_for(cls(), symbols=SYMBOLS))
+        for tag in (1, 2):
+            harness.send(data, Info(type_id=9, tag=tag))
+        assert "IndexError: index out of range: outputs 'table'" in harness.explain()
+        published.append(harness.published)
+    assert published[0] == published[1]
+    assert published[0] == [
+        Published("table[1]", 5, data),
+        Published("out", 2, (7).to_bytes(8, "little")),
+    ]
 
 
 def test_what_does_not_go_into_the_code_does_not_change_the_key():
