@@ -14,9 +14,9 @@ next life.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
-from chronicle.errors import Gap
 from chronicle.feeds.books import (
     BUY,
     Books,
@@ -38,6 +38,7 @@ from chronicle.feeds.iex import (
     TradeBreak,
     TradingStatus,
 )
+from chronicle.feeds.stream import read_span
 from chronicle.hot import Info, Output, on
 from chronicle.message import i64, u32
 from chronicle.queue import Queue
@@ -193,7 +194,7 @@ class Cycle(NamedTuple):
     live_seq: int
 
 
-def find_cycle(path: str) -> Cycle | None:
+def find_cycle(path: str | os.PathLike[str]) -> Cycle | None:
     """Find the newest whole round of snapshots in a queue; ``None`` if there is none.
 
     Reads backwards from the end until it is found: as many messages as two rounds have. Opens an
@@ -204,22 +205,14 @@ def find_cycle(path: str) -> Cycle | None:
         window = _WINDOW
         while True:
             first = max(1, end - window)
-            reader.seek(first)
-            oldest, found = first, None
-            begun: Cycle | None = None
-            while True:
-                try:
-                    each = reader.next()
-                except Gap as gap:
-                    oldest, begun = gap.next, None
-                    continue
-                if each is None or each.seq >= end:
-                    break
-                if each.type_id == SnapshotCycle.type_id:
-                    mark = SnapshotCycle.view(bytes(each.payload))
+            messages, oldest = read_span(reader, first, end)
+            found = begun = None
+            for seq, type_id, payload in messages:
+                if type_id == SnapshotCycle.type_id:
+                    mark = SnapshotCycle.view(payload)
                     if begun is not None and mark.complete:
                         found = begun
-                    begun = Cycle(each.seq, mark.live_seq)
+                    begun = Cycle(seq, mark.live_seq)
             if found is not None or first == 1 or oldest > first:
                 return found
             window *= 8

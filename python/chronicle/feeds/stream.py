@@ -11,6 +11,8 @@ A *run* is one life of the sender's numbering: it begins with message 1. A sessi
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from chronicle.errors import Gap
@@ -27,6 +29,8 @@ __all__ = [
     "FeedMark",
     "Position",
     "find_position",
+    "position_after",
+    "read_span",
 ]
 
 JOINED: Final = 1
@@ -102,7 +106,26 @@ class Position(NamedTuple):
     next: int
 
 
-def find_position(path: str) -> Position | None:
+def position_after(messages: Iterable[tuple[int, int, bytes]]) -> Position | None:
+    """Return the position that a run of messages tells: ``(sequence, type id, payload)`` of each.
+
+    They must be consecutive. ``None`` if there is no mark among them.
+    """
+    found: Position | None = None
+    at_seq = following = last = 0
+    for seq, type_id, payload in messages:
+        last = seq
+        if type_id == FeedMark.type_id:
+            mark = FeedMark.view(payload)
+            found = Position(mark.session, mark.channel, mark.run_ns, mark.sent_ns, 0)
+            at_seq, following = seq, mark.next
+        elif type_id == FeedGap.type_id:
+            told = FeedGap.view(payload)
+            at_seq, following = seq, max(told.next, told.first_missing)
+    return None if found is None else found._replace(next=following + last - at_seq)
+
+
+def find_position(path: str | os.PathLike[str]) -> Position | None:
     """Read the end of a queue for its position in the feed.
 
     Reads backwards from the end until a mark is found: as many messages as lie between two marks,
@@ -118,33 +141,32 @@ def find_position(path: str) -> Position | None:
         window = _WINDOW
         while True:
             first = max(1, end - window)
-            found, oldest = _last_position(reader, first, end)
+            messages, oldest = read_span(reader, first, end)
+            found = position_after(messages)
             if found is not None or first == 1 or oldest > first:
                 return found
             window *= 8
 
 
-def _last_position(reader: QueueReader, first: int, end: int) -> tuple[Position | None, int]:
-    """Return the position that messages `first` to `end - 1` tell, and the oldest that exists."""
-    reader.seek(first)
-    oldest, found = first, None
-    at_seq = next_after = 0
-    while True:
+def read_span(
+    reader: QueueReader, first: int, end: int
+) -> tuple[list[tuple[int, int, bytes]], int]:
+    """Return messages `first` to `end - 1` as far as they exist, and the oldest number tried.
+
+    Messages that retention has deleted meanwhile are left out, with all before them.
+    """
+    found: list[tuple[int, int, bytes]] = []
+    oldest = first
+    if first < end:
+        reader.seek(first)
+    while first < end:
         try:
             each = reader.next()
         except Gap as gap:
-            # Retention was here first.
+            found.clear()
             oldest = gap.next
             continue
         if each is None or each.seq >= end:
             break
-        if each.type_id == FeedMark.type_id:
-            mark = FeedMark.view(bytes(each.payload))
-            found = Position(mark.session, mark.channel, mark.run_ns, mark.sent_ns, 0)
-            at_seq, next_after = each.seq, mark.next
-        elif each.type_id == FeedGap.type_id and found is not None:
-            told = FeedGap.view(bytes(each.payload))
-            at_seq, next_after = each.seq, max(told.next, told.first_missing)
-    if found is None:
-        return None, oldest
-    return found._replace(next=next_after + end - 1 - at_seq), oldest
+        found.append((each.seq, each.type_id, bytes(each.payload)))
+    return found, oldest

@@ -1,0 +1,541 @@
+"""IEX-TP on the hot thread: several lines of packets become one queue, once and in order.
+
+The sender sends each packet on line A and on line B. Each line loses, doubles and reorders packets.
+`FeedHandler` takes whichever copy comes first, holds what is ahead, asks the recovery session for
+what neither line brought, and publishes the messages one by one.
+
+**Telling runs apart.** A session may begin to count anew (in a real capture: eleven times within
+five hours, under one session id, each time with heartbeats that say ``sequence=1, offset=0``).
+A packet that is behind is therefore either a late copy or the first sign of a new run. What tells
+them apart is the sender's clock in each header. Within a run, packets are sent in the order of
+their numbers, and a run begins after the one before has ended. So, with *S* the send time of the
+newest packet that was published:
+
+* behind, and not sent later than *S*: a late copy, of this run or of an older one;
+* behind, and sent later than *S*: of a new run;
+* next by its number, but at another offset in the run's bytes: of a new run as well;
+* next, but sent more than `silence_ns` after *S*: not sure. Heartbeats come every second; who has
+  heard nothing for longer may have missed a whole run;
+* ahead, but sent before this run began: a late copy of an older run;
+* another session: new if it was sent later than *S*, else old.
+
+**A line never proves that a run is over.** Its last packets may have been lost on both lines. So the
+first packet of a new run is held like any packet that is ahead; only the recovery session, whose
+answers are complete and in order, moves the handler into the new run. (Without recovery the handler
+does it by itself, after its patience.) The same rule covers everything else that is unusual: what is
+not the next packet is held, sorted by its send time, and nothing that was sent after it is published
+before it.
+
+**Asking.** A gap that stays open for `patience_packets` or `patience_ns` is asked for, once: from the
+position that was reached, until the send time of the first packet that is held. The answer ends with
+"complete until"; what is held and was not sent later than that has been published, or was a copy.
+Only one question is open at a time.
+
+**The next life.** The queue itself tells how far it had come (`chronicle.feeds.stream`). The handler
+starts there without knowing *S*, so it publishes nothing until recovery has given it the packet that
+holds the last published message, and everything since.
+
+**Limits.** If the sender's clock steps back over a restart, the new run is taken for late copies
+until it overtakes the old one's time or numbers. Clocks that step within a run do no harm.
+
+Sources: IEX-TP 1.25; the facts about restarts are of the capture that the tests use.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from chronicle.feeds.hot import IEX_WIRE
+from chronicle.feeds.iex import DEEP_1_0, HEADER_BYTES, PROTOCOLS, TOPS_1_6
+from chronicle.feeds.recovery import (
+    RECOVERED_PACKET,
+    UNTIL_NOW,
+    RecoveryDone,
+    RecoveryGone,
+    RecoveryRequest,
+)
+from chronicle.feeds.stream import JOINED, PASSING, RESTARTED, RESUMED, FeedGap, FeedMark
+from chronicle.feeds.type_ids import IEX_RAW
+from chronicle.hot import Buffer, Bytes, Cells, Counter, Handler, Info, Output, Size, on
+from chronicle.message import Array, bool_, i64, u16, u32
+
+__all__ = ["FeedHandler"]
+
+HOLD_PACKETS: Final = 512
+HOLD_BYTES: Final = 2_048
+"""Room for one held packet; longer ones are left to recovery."""
+LINES_MAX: Final = 8
+
+DUPLICATE: Final = 0
+NEXT: Final = 1
+LATER: Final = 2
+
+_PROTOCOL_FIRST: Final = PROTOCOLS[0]
+_PROTOCOL_LAST: Final = PROTOCOLS[-1]
+_SEQUENCE_MAX: Final = 1 << 62
+
+
+class FeedHandler(Handler):
+    """Arbitrates the lines of one IEX-TP channel; publishes to `live`, asks through `requests`.
+
+    State to start with: `session`, `channel`, `run_ns`, `sent_ns` and `expected` from
+    `chronicle.feeds.stream.find_position`; nothing if there is none.
+    """
+
+    # --- Parameters ---
+    recovery: bool_ = True
+    """Whether somebody answers `requests`."""
+    patience_packets: u32 = 64
+    patience_ns: i64 = 2_000_000
+    silence_ns: i64 = 5_000_000_000
+    """Longest time between two packets of a run; those of two runs are further apart."""
+    mark_every: u32 = 2_048
+
+    # --- Position ---
+    session: u32
+    channel: u32
+    run_ns: i64
+    sent_ns: i64
+    expected: i64
+    offset: i64 = -1
+    known: bool_
+    """Whether `sent_ns` and `offset` are those of the last published packet."""
+    run_over: bool_
+    """Whether recovery said that nothing more can be had of this run."""
+
+    # --- What is held: slots of `held`, sorted by send time ---
+    held: Annotated[Buffer, Size(HOLD_PACKETS * HOLD_BYTES)]
+    order: Annotated[Cells[int], Array(u16, HOLD_PACKETS)]
+    held_sent_ns: Annotated[Cells[int], Array(i64, HOLD_PACKETS)]
+    held_bytes: Annotated[Cells[int], Array(u16, HOLD_PACKETS)]
+    held_count: u32
+    gap_since_ns: i64
+    gap_packets: u32
+    asked: bool_
+    ticket: i64
+    since_mark: u32
+
+    live: Output
+    requests: Output
+
+    packets: Counter
+    messages: Counter
+    heartbeats: Counter
+    duplicates: Counter
+    held_ever: Counter
+    dropped: Counter
+    gaps: Counter
+    asks: Counter
+    recovered: Counter
+    restarts: Counter
+    lost: Counter
+    malformed: Counter
+    foreign: Counter
+    line_packets: Annotated[Cells[int], Array(i64, LINES_MAX)]
+    line_first: Annotated[Cells[int], Array(i64, LINES_MAX)]
+    """How many packets of each line were the first copy."""
+
+    # --- What comes ---
+
+    @on.start
+    def begin(self) -> None:
+        """Ask for everything since the last life."""
+        for slot in range(HOLD_PACKETS):
+            self.order[slot] = slot
+        if self.recovery:
+            self.ask(UNTIL_NOW)
+
+    @on.datagram
+    def datagram(self, data: Bytes, info: Info) -> None:
+        """Take a packet of a line."""
+        self.packets.add(1)
+        line = info.line % LINES_MAX
+        self.line_packets[line] += 1
+        if not self.is_ours(data):
+            return
+        # First the common case: the next packet, and nothing is held.
+        verdict = self.judge(data) if self.known else LATER
+        if verdict == NEXT and self.held_count > 0:
+            # What was sent after a packet that is held comes after it.
+            if data.i64(32) > self.held_sent_ns[self.order[0]]:
+                verdict = LATER
+        if verdict == NEXT:
+            if self.take(data):
+                self.line_first[line] += 1
+            if self.held_count > 0:
+                self.drain()
+        elif verdict == DUPLICATE:
+            self.duplicates.add(1)
+        else:
+            self.hold(data)
+        if self.held_count > 0:
+            self.gap_packets += 1
+            self.look()
+
+    @on.idle
+    def idle(self) -> None:
+        """Look after a gap that grows old."""
+        if self.held_count > 0:
+            self.look()
+
+    @on.bytes(RECOVERED_PACKET)
+    def recovered_packet(self, data: Bytes, _info: Info) -> None:
+        """Take a packet from recovery: what it brings is complete and in order."""
+        self.recovered.add(1)
+        if self.is_ours(data):
+            self.follow(data)
+            self.drain()
+
+    @on(RecoveryGone)
+    def recovery_gone(self, gone: RecoveryGone) -> None:
+        """Give up what can be had from nowhere."""
+        if self.session != gone.session or gone.first_missing > self.expected:
+            return
+        if gone.next == -1:
+            self.tell_gap(-1)
+            self.run_over = True
+        elif gone.next > self.expected:
+            self.tell_gap(gone.next)
+            self.expected = gone.next
+            self.offset = -1
+            self.become_known()
+
+    @on(RecoveryDone)
+    def recovery_done(self, done: RecoveryDone) -> None:
+        """Conclude that all that was sent until then is published."""
+        if done.ticket != self.ticket or not self.asked:
+            return
+        self.asked = False
+        self.gap_since_ns = self.now_ns
+        self.gap_packets = 0
+        if not self.known:
+            # Recovery has nothing for us: begin with what the lines have brought.
+            if self.held_count > 0:
+                self.skip()
+            return
+        while self.held_count > 0 and self.held_sent_ns[self.order[0]] <= done.until_ns:
+            if self.judge(self.front()) == NEXT:
+                self.take(self.front())
+            else:
+                self.duplicates.add(1)
+            self.pop()
+        self.drain()
+
+    # --- Judging a packet ---
+
+    def is_ours(self, data: Bytes) -> bool:
+        """Whether this is a packet of our channel whose header agrees with itself."""
+        if len(data) < HEADER_BYTES or data.u8(0) != 1:
+            self.malformed.add(1)
+            return False
+        protocol = data.u16(2)
+        sequence = data.i64(24)
+        if (
+            protocol < _PROTOCOL_FIRST
+            or protocol > _PROTOCOL_LAST
+            or data.u16(12) != len(data) - HEADER_BYTES
+            or sequence < 0
+            or sequence > _SEQUENCE_MAX
+            or data.i64(32) < 0
+            or data.i64(16) < 0
+            or (data.u16(14) == 0 and data.u16(12) > 0)
+        ):
+            self.malformed.add(1)
+            return False
+        if self.channel == 0:
+            self.channel = data.u32(4)
+        elif self.channel != data.u32(4):
+            self.foreign.add(1)
+            return False
+        return True
+
+    def judge(self, data: Bytes) -> int:
+        """Tell what a packet of a line is, by the rules at the head of this module."""
+        sent_ns = data.i64(32)
+        is_later = sent_ns > self.sent_ns
+        if data.u32(8) != self.session:
+            return LATER if is_later else DUPLICATE
+        sequence = data.i64(24)
+        if sequence == self.expected:
+            at_place = self.offset < 0 or data.i64(16) == self.offset
+            in_time = self.run_ns <= sent_ns <= self.sent_ns + self.silence_ns
+            if at_place and in_time and not self.run_over:
+                return NEXT
+            return LATER if is_later else DUPLICATE
+        if sequence < self.expected:
+            return LATER if is_later else DUPLICATE
+        return LATER if sent_ns >= self.run_ns else DUPLICATE
+
+    # --- Publishing ---
+
+    def take(self, data: Bytes) -> bool:
+        """Publish the messages of a packet that are new. False: it contradicts itself."""
+        count = data.u16(14)
+        if not self.is_whole(data, count):
+            self.malformed.add(1)
+            return False
+        sequence = data.i64(24)
+        skip = self.expected - sequence
+        protocol = data.u16(2)
+        is_typed = protocol == DEEP_1_0 or protocol == TOPS_1_6
+        at = HEADER_BYTES
+        for number in range(count):
+            length = data.u16(at)
+            if number >= skip:
+                if is_typed:
+                    IEX_WIRE.publish(self.live, data, at + 2, length)
+                else:
+                    self.live.publish_bytes(IEX_RAW, data.part(at + 2, length))
+            at += 2 + length
+        if count == 0:
+            self.heartbeats.add(1)
+        else:
+            self.messages.add(max(0, count - max(0, skip)))
+            self.since_mark += count
+        self.expected = max(self.expected, sequence + count)
+        self.offset = data.i64(16) + data.u16(12)
+        self.sent_ns = data.i64(32)
+        if self.since_mark >= self.mark_every:
+            self.mark(PASSING, 0)
+        return True
+
+    def is_whole(self, data: Bytes, count: int) -> bool:
+        """Whether the message blocks add up to the packet."""
+        at = HEADER_BYTES
+        end = len(data)
+        for _ in range(count):
+            if at + 2 > end:
+                return False
+            at += 2 + data.u16(at)
+        return at == end
+
+    def follow(self, data: Bytes) -> None:
+        """Take a packet that follows what was published, or is a copy of it: no gap before it."""
+        session = data.u32(8)
+        sequence = data.i64(24)
+        end = sequence + data.u16(14)
+        is_later = data.i64(32) > self.sent_ns
+        if self.session == 0:
+            self.join(data)
+            return
+        same = session == self.session and not self.run_over
+        if not self.known:
+            # The packet that holds the last published message, or begins behind it.
+            if same and sequence <= self.expected <= end:
+                self.sent_ns = data.i64(32)
+                self.become_known()
+                self.take_or_tell(data)
+            elif is_later and not (same and sequence > self.expected):
+                if not same or data.i64(16) == 0:
+                    self.restart(data)
+            return
+        if same and not is_later and end <= self.expected:
+            # A heartbeat, or a copy.
+            self.duplicates.add(1)
+        elif same and sequence == self.expected and (
+            self.offset < 0 or data.i64(16) == self.offset
+        ):
+            self.take_or_tell(data)
+        elif is_later and not (same and sequence > self.expected and data.i64(16) > self.offset):
+            self.restart(data)
+        else:
+            self.duplicates.add(1)
+
+    def take_or_tell(self, data: Bytes) -> None:
+        """Publish a packet; if it is damaged where it comes from, say that its messages are lost."""
+        if not self.take(data):
+            end = data.i64(24) + data.u16(14)
+            if end > self.expected:
+                self.tell_gap(end)
+                self.expected = end
+            self.offset = data.i64(16) + data.u16(12)
+            self.sent_ns = data.i64(32)
+
+    def join(self, data: Bytes) -> None:
+        """Begin with this packet: nothing was published before."""
+        self.session = data.u32(8)
+        self.run_ns = data.i64(32)
+        self.sent_ns = data.i64(32)
+        self.expected = data.i64(24)
+        self.offset = data.i64(16)
+        self.known = True
+        self.mark(JOINED, 0)
+        self.take_or_tell(data)
+
+    def restart(self, data: Bytes) -> None:
+        """Begin a new run with this packet."""
+        previous = self.expected
+        self.session = data.u32(8)
+        self.run_ns = self.sent_ns + 1
+        self.sent_ns = data.i64(32)
+        self.expected = min(1, data.i64(24))
+        self.offset = data.i64(16)
+        self.known = True
+        self.run_over = False
+        self.restarts.add(1)
+        self.mark(RESTARTED, previous)
+        if data.i64(24) > self.expected:
+            self.tell_gap(data.i64(24))
+            self.expected = data.i64(24)
+        self.take_or_tell(data)
+
+    def become_known(self) -> None:
+        """Say that this life goes on where the last one stopped."""
+        if not self.known:
+            self.known = True
+            self.mark(RESUMED, 0)
+
+    def skip(self) -> None:
+        """Go on with the first packet that is held, without what is missing before it."""
+        data = self.front()
+        if self.session == 0:
+            self.join(data)
+        elif (
+            data.u32(8) == self.session
+            and data.i64(24) >= self.expected
+            and data.i64(32) >= self.run_ns
+            and (
+                data.i64(24) > self.expected or self.offset < 0 or data.i64(16) == self.offset
+            )
+        ):
+            if data.i64(24) > self.expected:
+                self.tell_gap(data.i64(24))
+            self.expected = data.i64(24)
+            self.offset = data.i64(16)
+            self.become_known()
+            self.take_or_tell(data)
+        else:
+            self.restart(data)
+        self.pop()
+        self.drain()
+
+    def mark(self, reason: int, previous: int) -> None:
+        """Publish the position."""
+        self.since_mark = 0
+        self.live.publish(
+            FeedMark(
+                run_ns=self.run_ns,
+                sent_ns=self.sent_ns,
+                next=self.expected,
+                offset=self.offset,
+                previous_next=previous,
+                session=self.session,
+                channel=self.channel,
+                reason=reason,
+            )
+        )
+
+    def tell_gap(self, following: int) -> None:
+        """Publish, in its place, that messages are gone; -1: the rest of the run."""
+        self.lost.add(max(0, following - self.expected))
+        self.live.publish(
+            FeedGap(
+                first_missing=self.expected,
+                next=following,
+                run_ns=self.run_ns,
+                session=self.session,
+            )
+        )
+
+    # --- Holding ---
+
+    def front(self) -> Bytes:
+        """Return the held packet that was sent first."""
+        slot = self.order[0]
+        return self.held.view(slot * HOLD_BYTES, self.held_bytes[slot])
+
+    def pop(self) -> None:
+        """Forget the held packet that was sent first."""
+        slot = self.order[0]
+        last = self.held_count - 1
+        for rank in range(last):
+            self.order[rank] = self.order[rank + 1]
+        self.order[last] = slot
+        self.held_count = last
+
+    def hold(self, data: Bytes) -> None:
+        """Keep a packet, by its send time. If there is no room, those sent last are let go."""
+        sent_ns = data.i64(32)
+        count = self.held_count
+        rank = count
+        while rank > 0 and self.held_sent_ns[self.order[rank - 1]] > sent_ns:
+            rank -= 1
+        before = rank
+        while before > 0 and self.held_sent_ns[self.order[before - 1]] == sent_ns:
+            before -= 1
+            slot = self.order[before]
+            other = self.held.view(slot * HOLD_BYTES, self.held_bytes[slot])
+            if other.i64(24) == data.i64(24) and other.u16(14) == data.u16(14):
+                self.duplicates.add(1)
+                return
+        if len(data) > HOLD_BYTES or rank == HOLD_PACKETS:
+            self.dropped.add(1)
+            return
+        if count == HOLD_PACKETS:
+            self.dropped.add(1)
+            count -= 1
+        slot = self.order[count]
+        for place in range(count, rank, -1):
+            self.order[place] = self.order[place - 1]
+        self.order[rank] = slot
+        self.held.store(slot * HOLD_BYTES, data)
+        self.held_sent_ns[slot] = sent_ns
+        self.held_bytes[slot] = len(data)
+        self.held_count = count + 1
+        self.held_ever.add(1)
+        if self.held_count == 1:
+            self.gaps.add(1)
+            self.gap_since_ns = self.now_ns
+            self.gap_packets = 0
+
+    def drain(self) -> None:
+        """Publish what is held, as far as it follows."""
+        moved = False
+        while self.known and self.held_count > 0:
+            verdict = self.judge(self.front())
+            if verdict == LATER:
+                break
+            if verdict == DUPLICATE:
+                self.duplicates.add(1)
+            else:
+                # A packet that contradicts itself is as good as lost: recovery has it.
+                self.take(self.front())
+            self.pop()
+            moved = True
+        if moved:
+            # What is still held waits for another gap, which has its own time.
+            self.gap_since_ns = self.now_ns
+            self.gap_packets = 0
+
+    # --- Asking ---
+
+    def look(self) -> None:
+        """Ask for what is missing before the held packets, once the lines had their chance."""
+        if self.asked or (
+            self.known
+            and self.gap_packets < self.patience_packets
+            and self.now_ns - self.gap_since_ns < self.patience_ns
+        ):
+            return
+        if self.recovery:
+            self.ask(self.held_sent_ns[self.order[0]])
+        else:
+            self.skip()
+
+    def ask(self, until_ns: int) -> None:
+        """Ask recovery for everything behind the position, and until a send time."""
+        self.ticket += 1
+        self.asked = True
+        self.asks.add(1)
+        # Not knowing the packet of the last message, ask for that one as well.
+        following = self.expected if self.known else max(0, self.expected - 1)
+        self.requests.publish(
+            RecoveryRequest(
+                ticket=self.ticket,
+                run_ns=self.run_ns,
+                next=following,
+                until_ns=until_ns,
+                session=self.session,
+                channel=self.channel,
+            )
+        )
