@@ -50,7 +50,9 @@ def stream(rng: random.Random, *, runs: int, packets: int) -> Sent:
             made = []
             for _ in range(count):
                 number += 1
-                made.append(quote(time_ns=number) if rng.random() < 0.9 else b"?" + bytes(number % 90))
+                made.append(
+                    quote(time_ns=number) if rng.random() < 0.9 else b"?" + bytes(number % 90)
+                )
             packet = iex(
                 made, len(messages) + 1, offset=offset, sent_ns=now_ns, session=session, channel=3
             )

@@ -45,8 +45,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from chronicle.feeds.hot import IEX_WIRE
-from chronicle.feeds.iex import DEEP_1_0, HEADER_BYTES, PROTOCOLS, TOPS_1_6
+from chronicle.feeds import hot_iex
 from chronicle.feeds.recovery import (
     RECOVERED_PACKET,
     UNTIL_NOW,
@@ -55,7 +54,6 @@ from chronicle.feeds.recovery import (
     RecoveryRequest,
 )
 from chronicle.feeds.stream import JOINED, PASSING, RESTARTED, RESUMED, FeedGap, FeedMark
-from chronicle.feeds.type_ids import IEX_RAW
 from chronicle.hot import Buffer, Bytes, Cells, Counter, Handler, Info, Output, Size, on
 from chronicle.message import Array, bool_, i64, u16, u32
 
@@ -69,10 +67,6 @@ LINES_MAX: Final = 8
 DUPLICATE: Final = 0
 NEXT: Final = 1
 LATER: Final = 2
-
-_PROTOCOL_FIRST: Final = PROTOCOLS[0]
-_PROTOCOL_LAST: Final = PROTOCOLS[-1]
-_SEQUENCE_MAX: Final = 1 << 62
 
 
 class FeedHandler(Handler):
@@ -157,11 +151,11 @@ class FeedHandler(Handler):
         verdict = self.judge(data) if self.known else LATER
         if verdict == NEXT and self.held_count > 0:
             # What was sent after a packet that is held comes after it.
-            if data.i64(32) > self.held_sent_ns[self.order[0]]:
+            if hot_iex.sent_ns(data) > self.held_sent_ns[self.order[0]]:
                 verdict = LATER
         if verdict == NEXT:
-            if self.take(data):
-                self.line_first[line] += 1
+            self.take(data)
+            self.line_first[line] += 1
             if self.held_count > 0:
                 self.drain()
         elif verdict == DUPLICATE:
@@ -214,50 +208,41 @@ class FeedHandler(Handler):
                 self.skip()
             return
         while self.held_count > 0 and self.held_sent_ns[self.order[0]] <= done.until_ns:
-            if self.judge(self.front()) == NEXT:
-                self.take(self.front())
+            if self.is_ahead(self.front()):
+                # Recovery has promised what it did not bring: never in silence.
+                self.skip()
             else:
                 self.duplicates.add(1)
-            self.pop()
+                self.pop()
         self.drain()
 
     # --- Judging a packet ---
 
     def is_ours(self, data: Bytes) -> bool:
-        """Whether this is a packet of our channel whose header agrees with itself."""
-        if len(data) < HEADER_BYTES or data.u8(0) != 1:
+        """Whether this is a sound packet of our channel."""
+        verdict = hot_iex.check_packet(data)
+        if verdict == hot_iex.MALFORMED:
             self.malformed.add(1)
             return False
-        protocol = data.u16(2)
-        sequence = data.i64(24)
-        if (
-            protocol < _PROTOCOL_FIRST
-            or protocol > _PROTOCOL_LAST
-            or data.u16(12) != len(data) - HEADER_BYTES
-            or sequence < 0
-            or sequence > _SEQUENCE_MAX
-            or data.i64(32) < 0
-            or data.i64(16) < 0
-            or (data.u16(14) == 0 and data.u16(12) > 0)
-        ):
-            self.malformed.add(1)
+        if verdict == hot_iex.FOREIGN:
+            self.foreign.add(1)
             return False
         if self.channel == 0:
-            self.channel = data.u32(4)
-        elif self.channel != data.u32(4):
+            self.channel = hot_iex.channel(data)
+        elif self.channel != hot_iex.channel(data):
             self.foreign.add(1)
             return False
         return True
 
     def judge(self, data: Bytes) -> int:
         """Tell what a packet of a line is, by the rules at the head of this module."""
-        sent_ns = data.i64(32)
+        sent_ns = hot_iex.sent_ns(data)
         is_later = sent_ns > self.sent_ns
-        if data.u32(8) != self.session:
+        if hot_iex.session(data) != self.session:
             return LATER if is_later else DUPLICATE
-        sequence = data.i64(24)
+        sequence = hot_iex.first_sequence(data)
         if sequence == self.expected:
-            at_place = self.offset < 0 or data.i64(16) == self.offset
+            at_place = self.offset < 0 or hot_iex.stream_offset(data) == self.offset
             in_time = self.run_ns <= sent_ns <= self.sent_ns + self.silence_ns
             if at_place and in_time and not self.run_over:
                 return NEXT
@@ -266,55 +251,37 @@ class FeedHandler(Handler):
             return LATER if is_later else DUPLICATE
         return LATER if sent_ns >= self.run_ns else DUPLICATE
 
+    def is_ahead(self, data: Bytes) -> bool:
+        """Whether a packet is of this run, as far as anybody can tell, and messages are missing."""
+        return (
+            hot_iex.session(data) == self.session
+            and hot_iex.first_sequence(data) > self.expected
+            and hot_iex.sent_ns(data) >= self.run_ns
+        )
+
     # --- Publishing ---
 
-    def take(self, data: Bytes) -> bool:
-        """Publish the messages of a packet that are new. False: it contradicts itself."""
-        count = data.u16(14)
-        if not self.is_whole(data, count):
-            self.malformed.add(1)
-            return False
-        sequence = data.i64(24)
-        skip = self.expected - sequence
-        protocol = data.u16(2)
-        is_typed = protocol == DEEP_1_0 or protocol == TOPS_1_6
-        at = HEADER_BYTES
-        for number in range(count):
-            length = data.u16(at)
-            if number >= skip:
-                if is_typed:
-                    IEX_WIRE.publish(self.live, data, at + 2, length)
-                else:
-                    self.live.publish_bytes(IEX_RAW, data.part(at + 2, length))
-            at += 2 + length
-        if count == 0:
+    def take(self, data: Bytes) -> None:
+        """Publish the messages of a packet that are new; it is where the position is now."""
+        end = hot_iex.first_sequence(data) + hot_iex.messages_count(data)
+        skip = self.expected - hot_iex.first_sequence(data)
+        told = hot_iex.publish_messages(self.live, data, skip)
+        if told == 0:
             self.heartbeats.add(1)
-        else:
-            self.messages.add(max(0, count - max(0, skip)))
-            self.since_mark += count
-        self.expected = max(self.expected, sequence + count)
-        self.offset = data.i64(16) + data.u16(12)
-        self.sent_ns = data.i64(32)
+        self.messages.add(told)
+        self.since_mark += told
+        self.expected = max(self.expected, end)
+        self.offset = hot_iex.stream_offset(data) + hot_iex.payload_bytes(data)
+        self.sent_ns = hot_iex.sent_ns(data)
         if self.since_mark >= self.mark_every:
             self.mark(PASSING, 0)
-        return True
-
-    def is_whole(self, data: Bytes, count: int) -> bool:
-        """Whether the message blocks add up to the packet."""
-        at = HEADER_BYTES
-        end = len(data)
-        for _ in range(count):
-            if at + 2 > end:
-                return False
-            at += 2 + data.u16(at)
-        return at == end
 
     def follow(self, data: Bytes) -> None:
         """Take a packet that follows what was published, or is a copy of it: no gap before it."""
-        session = data.u32(8)
-        sequence = data.i64(24)
-        end = sequence + data.u16(14)
-        is_later = data.i64(32) > self.sent_ns
+        session = hot_iex.session(data)
+        sequence = hot_iex.first_sequence(data)
+        end = sequence + hot_iex.messages_count(data)
+        is_later = hot_iex.sent_ns(data) > self.sent_ns
         if self.session == 0:
             self.join(data)
             return
@@ -322,62 +289,56 @@ class FeedHandler(Handler):
         if not self.known:
             # The packet that holds the last published message, or begins behind it.
             if same and sequence <= self.expected <= end:
-                self.sent_ns = data.i64(32)
+                self.sent_ns = hot_iex.sent_ns(data)
                 self.become_known()
-                self.take_or_tell(data)
+                self.take(data)
             elif is_later and not (same and sequence > self.expected):
-                if not same or data.i64(16) == 0:
+                if not same or hot_iex.stream_offset(data) == 0:
                     self.restart(data)
             return
         if same and not is_later and end <= self.expected:
             # A heartbeat, or a copy.
             self.duplicates.add(1)
-        elif same and sequence == self.expected and (
-            self.offset < 0 or data.i64(16) == self.offset
+        elif (
+            same
+            and sequence == self.expected
+            and (self.offset < 0 or hot_iex.stream_offset(data) == self.offset)
         ):
-            self.take_or_tell(data)
-        elif is_later and not (same and sequence > self.expected and data.i64(16) > self.offset):
+            self.take(data)
+        elif is_later and not (
+            same and sequence > self.expected and hot_iex.stream_offset(data) > self.offset
+        ):
             self.restart(data)
         else:
             self.duplicates.add(1)
 
-    def take_or_tell(self, data: Bytes) -> None:
-        """Publish a packet; if it is damaged where it comes from, say that its messages are lost."""
-        if not self.take(data):
-            end = data.i64(24) + data.u16(14)
-            if end > self.expected:
-                self.tell_gap(end)
-                self.expected = end
-            self.offset = data.i64(16) + data.u16(12)
-            self.sent_ns = data.i64(32)
-
     def join(self, data: Bytes) -> None:
         """Begin with this packet: nothing was published before."""
-        self.session = data.u32(8)
-        self.run_ns = data.i64(32)
-        self.sent_ns = data.i64(32)
-        self.expected = data.i64(24)
-        self.offset = data.i64(16)
+        self.session = hot_iex.session(data)
+        self.run_ns = hot_iex.sent_ns(data)
+        self.sent_ns = hot_iex.sent_ns(data)
+        self.expected = hot_iex.first_sequence(data)
+        self.offset = hot_iex.stream_offset(data)
         self.known = True
         self.mark(JOINED, 0)
-        self.take_or_tell(data)
+        self.take(data)
 
     def restart(self, data: Bytes) -> None:
         """Begin a new run with this packet."""
         previous = self.expected
-        self.session = data.u32(8)
+        self.session = hot_iex.session(data)
         self.run_ns = self.sent_ns + 1
-        self.sent_ns = data.i64(32)
-        self.expected = min(1, data.i64(24))
-        self.offset = data.i64(16)
+        self.sent_ns = hot_iex.sent_ns(data)
+        self.expected = min(1, hot_iex.first_sequence(data))
+        self.offset = hot_iex.stream_offset(data)
         self.known = True
         self.run_over = False
         self.restarts.add(1)
         self.mark(RESTARTED, previous)
-        if data.i64(24) > self.expected:
-            self.tell_gap(data.i64(24))
-            self.expected = data.i64(24)
-        self.take_or_tell(data)
+        if hot_iex.first_sequence(data) > self.expected:
+            self.tell_gap(hot_iex.first_sequence(data))
+            self.expected = hot_iex.first_sequence(data)
+        self.take(data)
 
     def become_known(self) -> None:
         """Say that this life goes on where the last one stopped."""
@@ -390,20 +351,17 @@ class FeedHandler(Handler):
         data = self.front()
         if self.session == 0:
             self.join(data)
-        elif (
-            data.u32(8) == self.session
-            and data.i64(24) >= self.expected
-            and data.i64(32) >= self.run_ns
-            and (
-                data.i64(24) > self.expected or self.offset < 0 or data.i64(16) == self.offset
-            )
+        elif self.is_ahead(data) or (
+            hot_iex.first_sequence(data) == self.expected
+            and hot_iex.session(data) == self.session
+            and (self.offset < 0 or hot_iex.stream_offset(data) == self.offset)
         ):
-            if data.i64(24) > self.expected:
-                self.tell_gap(data.i64(24))
-            self.expected = data.i64(24)
-            self.offset = data.i64(16)
+            if hot_iex.first_sequence(data) > self.expected:
+                self.tell_gap(hot_iex.first_sequence(data))
+            self.expected = hot_iex.first_sequence(data)
+            self.offset = hot_iex.stream_offset(data)
             self.become_known()
-            self.take_or_tell(data)
+            self.take(data)
         else:
             self.restart(data)
         self.pop()
@@ -455,7 +413,7 @@ class FeedHandler(Handler):
 
     def hold(self, data: Bytes) -> None:
         """Keep a packet, by its send time. If there is no room, those sent last are let go."""
-        sent_ns = data.i64(32)
+        sent_ns = hot_iex.sent_ns(data)
         count = self.held_count
         rank = count
         while rank > 0 and self.held_sent_ns[self.order[rank - 1]] > sent_ns:
@@ -465,7 +423,9 @@ class FeedHandler(Handler):
             before -= 1
             slot = self.order[before]
             other = self.held.view(slot * HOLD_BYTES, self.held_bytes[slot])
-            if other.i64(24) == data.i64(24) and other.u16(14) == data.u16(14):
+            if hot_iex.first_sequence(other) == hot_iex.first_sequence(
+                data
+            ) and hot_iex.messages_count(other) == hot_iex.messages_count(data):
                 self.duplicates.add(1)
                 return
         if len(data) > HOLD_BYTES or rank == HOLD_PACKETS:
@@ -498,7 +458,6 @@ class FeedHandler(Handler):
             if verdict == DUPLICATE:
                 self.duplicates.add(1)
             else:
-                # A packet that contradicts itself is as good as lost: recovery has it.
                 self.take(self.front())
             self.pop()
             moved = True
