@@ -1,4 +1,4 @@
-"""Arbitration of lines: whatever they lose, double and reorder, what is published is what was sent."""
+"""Arbitration of lines: whatever they lose, double and reorder, it is published as it was sent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from chronicle.feeds.arbitration import FeedHandler
 from chronicle.feeds.recovery import (
     FRAME,
+    RECOVERED_CLASSES,
     RECOVERED_PACKET,
     PacketHistory,
     RecoveryRequest,
@@ -23,6 +24,9 @@ from tests.feed_support import SILENCE_NS, Impairment, Published, Sent, arrivals
 CLEAN = Impairment()
 POOR = Impairment(drop=0.1, double=0.1, late=0.2, late_by=8, burst=0.02)
 BAD = Impairment(drop=0.5, double=0.3, late=0.5, late_by=40, burst=0.05)
+
+
+CLASSES = {cls.type_id: cls for cls in RECOVERED_CLASSES}
 
 
 class Recovered:
@@ -100,10 +104,7 @@ class Life:
             if type_id == RECOVERED_PACKET:
                 self.handler.recovered_packet(Bytes(payload), Info())
             else:
-                from chronicle.feeds.recovery import RECOVERED_CLASSES
-
-                classes = {cls.type_id: cls for cls in RECOVERED_CLASSES}
-                self.handler.receive(classes[type_id].view(payload))
+                self.handler.receive(CLASSES[type_id].view(payload))
         else:
             return False
         return True

@@ -19,21 +19,21 @@ newest packet that was published:
 * ahead, but sent before this run began: a late copy of an older run;
 * another session: new if it was sent later than *S*, else old.
 
-**A line never proves that a run is over.** Its last packets may have been lost on both lines. So the
-first packet of a new run is held like any packet that is ahead; only the recovery session, whose
-answers are complete and in order, moves the handler into the new run. (Without recovery the handler
-does it by itself, after its patience.) The same rule covers everything else that is unusual: what is
-not the next packet is held, sorted by its send time, and nothing that was sent after it is published
-before it.
+**A line never proves that a run is over.** Its last packets may have been lost on both lines. So
+the first packet of a new run is held like any packet that is ahead; only the recovery session,
+whose answers are complete and in order, moves the handler into the new run. (Without recovery the
+handler does it by itself, after its patience.) The same rule covers everything else that is
+unusual: what is not the next packet is held, sorted by its send time, and nothing that was sent
+after it is published before it.
 
-**Asking.** A gap that stays open for `patience_packets` or `patience_ns` is asked for, once: from the
-position that was reached, until the send time of the first packet that is held. The answer ends with
-"complete until"; what is held and was not sent later than that has been published, or was a copy.
-Only one question is open at a time.
+**Asking.** A gap that stays open for `patience_packets` or `patience_ns` is asked for, once: from
+the position that was reached, until the send time of the first packet that is held. The answer ends
+with "complete until"; what is held and was not sent later than that has been published, or was a
+copy. Only one question is open at a time.
 
-**The next life.** The queue itself tells how far it had come (`chronicle.feeds.stream`). The handler
-starts there without knowing *S*, so it publishes nothing until recovery has given it the packet that
-holds the last published message, and everything since.
+**The next life.** The queue itself tells how far it had come (`chronicle.feeds.stream`). The
+handler starts there without knowing *S*, so it publishes nothing until recovery has given it the
+packet that holds the last published message, and everything since.
 
 **Limits.** If the sender's clock steps back over a restart, the new run is taken for late copies
 until it overtakes the old one's time or numbers. Clocks that step within a run do no harm.
@@ -149,10 +149,13 @@ class FeedHandler(Handler):
             return
         # First the common case: the next packet, and nothing is held.
         verdict = self.judge(data) if self.known else LATER
-        if verdict == NEXT and self.held_count > 0:
+        if (
+            verdict == NEXT
+            and self.held_count > 0
+            and hot_iex.sent_ns(data) > self.held_sent_ns[self.order[0]]
+        ):
             # What was sent after a packet that is held comes after it.
-            if hot_iex.sent_ns(data) > self.held_sent_ns[self.order[0]]:
-                verdict = LATER
+            verdict = LATER
         if verdict == NEXT:
             self.take(data)
             self.line_first[line] += 1
@@ -278,36 +281,26 @@ class FeedHandler(Handler):
 
     def follow(self, data: Bytes) -> None:
         """Take a packet that follows what was published, or is a copy of it: no gap before it."""
-        session = hot_iex.session(data)
         sequence = hot_iex.first_sequence(data)
         end = sequence + hot_iex.messages_count(data)
+        offset = hot_iex.stream_offset(data)
         is_later = hot_iex.sent_ns(data) > self.sent_ns
+        is_same = hot_iex.session(data) == self.session and not self.run_over
         if self.session == 0:
             self.join(data)
-            return
-        same = session == self.session and not self.run_over
-        if not self.known:
+        elif not self.known:
             # The packet that holds the last published message, or begins behind it.
-            if same and sequence <= self.expected <= end:
+            if is_same and sequence <= self.expected <= end:
                 self.sent_ns = hot_iex.sent_ns(data)
                 self.become_known()
                 self.take(data)
-            elif is_later and not (same and sequence > self.expected):
-                if not same or hot_iex.stream_offset(data) == 0:
-                    self.restart(data)
-            return
-        if same and not is_later and end <= self.expected:
-            # A heartbeat, or a copy.
+            elif is_later and not is_same:
+                self.restart(data)
+        elif is_same and not is_later and end <= self.expected:
             self.duplicates.add(1)
-        elif (
-            same
-            and sequence == self.expected
-            and (self.offset < 0 or hot_iex.stream_offset(data) == self.offset)
-        ):
+        elif is_same and sequence == self.expected and (self.offset < 0 or offset == self.offset):
             self.take(data)
-        elif is_later and not (
-            same and sequence > self.expected and hot_iex.stream_offset(data) > self.offset
-        ):
+        elif is_later and not (is_same and sequence > self.expected and offset > self.offset):
             self.restart(data)
         else:
             self.duplicates.add(1)

@@ -23,9 +23,10 @@ kind  name        content
 ====  ==========  =================================================================================
 
 An answer holds, in the order in which they were sent, *all* packets behind the position
-``(session, run_ns, next)`` that were sent until ``until_ns``, those of later runs too; *gone* stands
-in the place of what the server does not have; *done* ends it and says how far it is complete. The
-run is the one that was under way at ``run_ns``, or began next. Session 0 means: all that there is.
+``(session, run_ns, next)`` that were sent until ``until_ns``, those of later runs too; *gone*
+stands in the place of what the server does not have; *done* ends it and says how far it is
+complete. The run is the one that was under way at ``run_ns``, or began next. Session 0 means: all
+that there is.
 
 The server is for tests, for the demo and for simulations. A venue's own recovery service takes its
 place with another session that appends the same records.
@@ -116,10 +117,10 @@ RECOVERED_CLASSES = (RecoveryDone, RecoveryGone)
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
-    """Return one frame.
+    r"""Return one frame.
 
     >>> frame(ALIVE)
-    b'\\x00\\x00\\x05'
+    b'\x00\x00\x05'
     """
     return FRAME.pack(len(payload), kind) + payload
 
