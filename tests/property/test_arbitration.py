@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from chronicle.feeds.arbitration import FeedHandler
+from chronicle.feeds.arbitration import FeedHandler, state_at
 from chronicle.feeds.recovery import (
     FRAME,
     RECOVERED_CLASSES,
@@ -49,9 +49,7 @@ class Life:
     def __init__(
         self, rng: random.Random, history: PacketHistory, position: Position | None, **more: Any
     ) -> None:
-        state: dict[str, Any] = {} if position is None else position._asdict()
-        if position is not None:
-            state["expected"] = state.pop("next")
+        state = state_at(position)
         self.handler = FeedHandler(
             patience_packets=12, silence_ns=SILENCE_NS, mark_every=5, **state, **more
         )

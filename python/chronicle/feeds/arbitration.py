@@ -46,6 +46,7 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 from chronicle.feeds import hot_iex
+from chronicle.feeds.iex import TABLE
 from chronicle.feeds.recovery import (
     RECOVERED_PACKET,
     UNTIL_NOW,
@@ -53,11 +54,22 @@ from chronicle.feeds.recovery import (
     RecoveryGone,
     RecoveryRequest,
 )
-from chronicle.feeds.stream import JOINED, PASSING, RESTARTED, RESUMED, FeedGap, FeedMark
+from chronicle.feeds.stream import (
+    JOINED,
+    PASSING,
+    RESTARTED,
+    RESUMED,
+    FeedGap,
+    FeedMark,
+    Position,
+)
 from chronicle.hot import Buffer, Bytes, Cells, Counter, Handler, Info, Output, Size, on
 from chronicle.message import Array, bool_, i64, u16, u32
 
-__all__ = ["FeedHandler"]
+__all__ = ["LIVE_CLASSES", "FeedHandler", "state_at"]
+
+LIVE_CLASSES: Final = (*TABLE.classes.values(), FeedMark, FeedGap)
+"""The schema of the live queue."""
 
 HOLD_PACKETS: Final = 512
 HOLD_BYTES: Final = 2_048
@@ -69,11 +81,23 @@ NEXT: Final = 1
 LATER: Final = 2
 
 
+def state_at(position: Position | None) -> dict[str, int]:
+    """Return the state with which `FeedHandler` goes on from a position.
+
+    >>> state_at(None)
+    {}
+    """
+    if position is None:
+        return {}
+    state = position._asdict()
+    state["expected"] = state.pop("next")
+    return state
+
+
 class FeedHandler(Handler):
     """Arbitrates the lines of one IEX-TP channel; publishes to `live`, asks through `requests`.
 
-    State to start with: `session`, `channel`, `run_ns`, `sent_ns` and `expected` from
-    `chronicle.feeds.stream.find_position`; nothing if there is none.
+    State to start with: ``state_at(find_position(path of the live queue))``.
     """
 
     # --- Parameters ---

@@ -39,11 +39,19 @@ from chronicle.feeds.iex import (
     TradingStatus,
 )
 from chronicle.feeds.stream import read_span
-from chronicle.hot import Info, Output, on
+from chronicle.feeds.type_ids import IEX_RAW
+from chronicle.hot import Bytes, Info, Output, SourceGap, on
 from chronicle.message import i64, u32
 from chronicle.queue import Queue
 
-__all__ = ["SNAPSHOT_CLASSES", "Cycle", "JoinLive", "SnapshotPublisher", "find_cycle"]
+__all__ = [
+    "SNAPSHOT_CLASSES",
+    "Cycle",
+    "JoinLive",
+    "SnapshotPublisher",
+    "find_cycle",
+    "state_at_cycle",
+]
 
 SNAPSHOT_CLASSES = (SnapshotBegin, SnapshotLevel, SnapshotEnd, SnapshotCycle)
 """The schema of a snapshot queue."""
@@ -126,6 +134,17 @@ class SnapshotPublisher(Books):
         self.told = 0
         self.begun = 0
 
+    @on(SourceGap)
+    def source_gap(self, gap: SourceGap) -> None:
+        """Forget what cannot be known any more. The live queue is source 0."""
+        if gap.source == 0:
+            self.forget()
+            self.from_beginning = False
+            self.live_from = gap.next
+        else:
+            self.loading = -1
+            self.round_from = -1
+
     # Messages that change no book: they only move the number that snapshots count from.
 
     @on(Trade)
@@ -173,6 +192,11 @@ class SnapshotPublisher(Books):
         """Note the number."""
         self.note_live(info.seq)
 
+    @on.bytes(IEX_RAW)
+    def raw(self, _data: Bytes, info: Info) -> None:
+        """Note the number."""
+        self.note_live(info.seq)
+
     @on(SecurityEvent)
     def security_event(self, _message: SecurityEvent, info: Info) -> None:
         """Note the number."""
@@ -192,6 +216,15 @@ class Cycle(NamedTuple):
 
     snapshot_seq: int
     live_seq: int
+
+
+def state_at_cycle(cycle: Cycle | None) -> dict[str, int]:
+    """Return the state with which `SnapshotPublisher` goes on from a round of snapshots.
+
+    >>> state_at_cycle(None), state_at_cycle(Cycle(5, 99))
+    ({}, {'live_from': 100})
+    """
+    return {} if cycle is None else {"live_from": cycle.live_seq + 1}
 
 
 def find_cycle(path: str | os.PathLike[str]) -> Cycle | None:

@@ -1,0 +1,199 @@
+"""A venue for trying the feed handler out: two lines of multicast that lose packets, and recovery.
+
+    python examples/feed_sender.py --address 10.0.0.1 \
+        --lines 233.215.21.4:10378 233.215.21.132:10378 --loss 0.01 --double 0.01 --late 0.02
+
+It sends a made-up market, or with `--file` a capture of IEX-TP, on every line; each line loses,
+doubles and delays packets by itself, by chance that `--seed` decides. Everything that was sent can
+be had over TCP, from a recovery server that may be told to cut the connection. When all is sent it
+goes on with heartbeats, as a venue does after hours, until its input ends or SIGTERM.
+
+It prints one JSON object when it is ready (where recovery listens), and one when all is sent. With
+`--wait` it begins when a line comes in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import heapq
+import json
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from chronicle.feeds import Counts
+from chronicle.feeds.generate import MarketGenerator, iex_packet
+from chronicle.feeds.pcap import PcapReader
+from chronicle.feeds.recovery import PacketHistory, RecoveryServer
+from chronicle.feeds.source import ByteSource
+
+NS_PER_S = 1_000_000_000
+
+
+def address(text: str) -> tuple[str, int]:
+    """Split ``host:port``."""
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def captured(path: Path) -> Iterator[bytes]:
+    """Yield the payloads of a capture file."""
+    source = ByteSource(path)
+    for chunk in PcapReader(source, Counts()):
+        for start, end in zip(chunk.starts.tolist(), chunk.ends.tolist(), strict=True):
+            yield chunk.raw[start:end].tobytes()
+    source.close()
+
+
+def generated(seed: int, count: int, runs: int) -> Iterator[bytes]:
+    """Yield the packets of a made-up market that begins anew so many times, with heartbeats."""
+    start_ns = 1_700_000_000 * NS_PER_S
+    for run in range(runs):
+        yield iex_packet(b"", 0, sequence=1, offset=0, sent_ns=start_ns)
+        sent_ns = start_ns
+        for number, (_, packet) in enumerate(
+            MarketGenerator(seed=seed + run, start_ns=start_ns + NS_PER_S).packets(count // runs)
+        ):
+            sent_ns = struct.unpack_from("<q", packet, 32)[0]
+            yield packet
+            if number % 50 == 49:
+                yield heartbeat(packet, sent_ns)
+        # Half a minute later it begins again with message 1.
+        start_ns = sent_ns + 30 * NS_PER_S
+
+
+def heartbeat(packet: bytes, sent_ns: int) -> bytes:
+    """Return a heartbeat that follows a packet."""
+    protocol, channel, session = struct.unpack_from("<HII", packet, 2)
+    size, count, offset, sequence = struct.unpack_from("<HHqq", packet, 12)
+    return iex_packet(
+        b"",
+        0,
+        sequence=sequence + count,
+        offset=offset + size,
+        sent_ns=sent_ns,
+        channel=channel,
+        session=session,
+        protocol=protocol,
+    )
+
+
+def arrivals(options: argparse.Namespace, count: int, line: int) -> Iterator[tuple[float, int]]:
+    """Yield when each packet goes out on one line, in units of packets, and which one it is."""
+    chance = random.Random(f"{options.seed}/{line}")
+    for index in range(count):
+        if chance.random() < options.loss:
+            continue
+        for _ in range(2 if chance.random() < options.double else 1):
+            late = chance.uniform(1, options.late_by) if chance.random() < options.late else 0.0
+            yield index + late, index
+
+
+class Venue:
+    """Sends packets on all lines, and remembers them for recovery."""
+
+    def __init__(self, options: argparse.Namespace, packets: list[bytes]) -> None:
+        self.options = options
+        self.packets = packets
+        self.history = PacketHistory()
+        self.ended = threading.Event()
+        self.datagrams = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        own = socket.inet_aton(options.address)
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, options.loopback)
+
+    def send(self) -> None:
+        """Send everything, at the rate that was asked for."""
+        lines, options = self.options.lines, self.options
+        streams = [
+            [(when, index, line) for when, index in arrivals(options, len(self.packets), line)]
+            for line in range(len(lines))
+        ]
+        begun = time.monotonic()
+        for _, index, line in heapq.merge(*(sorted(stream) for stream in streams)):
+            # Recovery has a packet before anybody can miss it.
+            while len(self.history) <= index:
+                number = len(self.history)
+                self.history.append(self.packets[number])
+                early = begun + number / options.rate - time.monotonic()
+                if early > 0.001 and self.ended.wait(early):
+                    return
+            self._socket.sendto(self.packets[index], lines[line])
+            self.datagrams += 1
+        # What was lost on all lines at the very end is in recovery all the same.
+        for packet in self.packets[len(self.history) :]:
+            self.history.append(packet)
+
+    def beat(self) -> None:
+        """Send heartbeats until the end: a second of the venue's time apart."""
+        last = self.packets[-1]
+        (sent_ns,) = struct.unpack_from("<q", last, 32)
+        while not self.ended.wait(self.options.heartbeat_s):
+            sent_ns += NS_PER_S
+            beat = heartbeat(last, sent_ns)
+            self.history.append(beat)
+            for line in self.options.lines:
+                self._socket.sendto(beat, line)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Send IEX-TP on several lines, with recovery.")
+    parser.add_argument("--address", default="127.0.0.1", help="of the interface to send by")
+    parser.add_argument("--lines", type=address, nargs="+", required=True, metavar="GROUP:PORT")
+    parser.add_argument("--loopback", action="store_true", help="this host may read it, too")
+    parser.add_argument("--recovery-port", type=int, default=0)
+    parser.add_argument("--cuts", type=int, default=0, help="connections to cut in an answer")
+    parser.add_argument("--file", type=Path, help="a capture, instead of a made-up market")
+    parser.add_argument("--count", type=int, default=100_000, help="messages to make up")
+    parser.add_argument("--runs", type=int, default=2, help="how often the market begins")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=10_000.0, help="packets per second")
+    parser.add_argument("--loss", type=float, default=0.0, help="share of each line")
+    parser.add_argument("--double", type=float, default=0.0)
+    parser.add_argument("--late", type=float, default=0.0)
+    parser.add_argument("--late-by", type=float, default=20.0, help="packets, at most")
+    parser.add_argument("--heartbeat-s", type=float, default=0.05)
+    parser.add_argument("--wait", action="store_true", help="begin when a line comes in")
+    return parser.parse_args()
+
+
+def say(**facts: object) -> None:
+    """Print facts for whoever has started this."""
+    print(json.dumps(facts), flush=True)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Send, and answer, until the input ends."""
+    packets = list(
+        captured(options.file)
+        if options.file
+        else generated(options.seed, options.count, options.runs)
+    )
+    venue = Venue(options, packets)
+    server = RecoveryServer(venue.history, cuts=options.cuts)
+    async with server.serve(options.address, options.recovery_port) as port:
+        messages = sum(struct.unpack_from("<H", packet, 14)[0] for packet in packets)
+        say(recovery=f"{options.address}:{port}", packets=len(packets), messages=messages)
+        try:
+            if options.wait:
+                await asyncio.to_thread(sys.stdin.readline)
+            await asyncio.to_thread(venue.send)
+            say(datagrams=venue.datagrams, cuts=server.cuts_made)
+            beating = asyncio.create_task(asyncio.to_thread(venue.beat))
+            await asyncio.to_thread(sys.stdin.read)
+        finally:
+            venue.ended.set()
+        await beating
+        say(cuts=server.cuts_made)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(arguments()))
