@@ -324,7 +324,8 @@ class RecoveryServer:
     history
         What was sent.
     cuts
-        Cut so many connections, each in the middle of an answer.
+        Cut so many connections, each in the middle of an answer: of every second one, so that
+        there is something between two cuts.
 
     Attributes
     ----------
@@ -335,6 +336,7 @@ class RecoveryServer:
     def __init__(self, history: PacketHistory, *, cuts: int = 0) -> None:
         self._history = history
         self._cuts = cuts
+        self._answers = 0
         self.cuts_made = 0
         self._server: asyncio.Server | None = None
 
@@ -375,7 +377,8 @@ class RecoveryServer:
                 break
             await asyncio.sleep(0.01)
         frames = list(self._history.answer(request))
-        if self.cuts_made < self._cuts:
+        self._answers += 1
+        if self.cuts_made < self._cuts and self._answers % 2 == 1:
             self.cuts_made += 1
             writer.write(b"".join(frames[: len(frames) // 2]))
             await writer.drain()
