@@ -21,6 +21,7 @@ b'hello'
 #   hot        handlers, and the hot thread that runs them; imported when first needed
 #   bus        who is there: endpoints with LOCK, LEASE and READY
 #   sidecar    the asyncio runtime beside hot threads; imported when first needed
+#   top        what a bus looks like: the dashboard, and the plain data behind it
 #   feeds      decoders of market data; imported by hand, since they need NumPy at once
 #   cli        the command `chronicle`, one file per command
 #

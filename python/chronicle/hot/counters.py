@@ -15,7 +15,6 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -183,6 +182,8 @@ class _Described(Protocol):
     counters_block: int | None
 
     @property
+    def settings(self) -> Mapping[str, str]: ...
+    @property
     def status(self) -> HotStatus: ...
     @property
     def counters(self) -> Mapping[str, int]: ...
@@ -202,6 +203,7 @@ def describe(thread: _Described) -> dict[str, Any]:
         "block": thread.counters_block,
         "name": thread.name,
         "core": thread.core,
+        "settings": dict(thread.settings),
         "counters": list(thread.counters),
         "warnings": list(status.warnings),
         "failure": None if failure is None else str(failure),
@@ -226,7 +228,7 @@ class ThreadCounts(NamedTuple):
     loop_gap, handler_time
         Histograms, in nanoseconds.
     about
-        What its process says of it, a while ago: core, wait, guard, and the counts that the kernel
+        What its process says of it, a while ago: core, settings, and the counts that the kernel
         and the sidecar keep.
     """
 
@@ -270,34 +272,47 @@ def read_counters(path: str | os.PathLike[str]) -> ProcessCounters:
     DecodeError
         If it is no counters file, one of another version, or damaged.
     """
-    with _mapped(Path(path)) as view:
-        _, _, blocks, pid, started_ns, q32, instance, boot = _head(view, path)
-        document = _document(view, path)
+    with _File(path) as file:
+        _, _, blocks, pid, started_ns, q32, instance, boot = _head(file, path)
+        document = _document(file, path)
         threads = tuple(
-            _thread(view, about, document, q32) for about in _threads_of(document, blocks)
+            _thread(file, about, document, q32) for about in _threads_of(document, blocks)
         )
     return ProcessCounters(
         pid, started_ns, boot.decode("ascii", "replace"), instance.hex(), threads, document
     )
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[memoryview]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = os.open(path, flags)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size != _FILE_BYTES:
-            raise DecodeError(f"no counters file: path={path} bytes={size} expected={_FILE_BYTES}")
-        mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
-    finally:
-        os.close(descriptor)
-    with mapped, memoryview(mapped) as view:
-        yield view
+class _File:
+    """Reads stretches of a file.
+
+    It is not mapped: somebody may cut it short at any moment, and a load behind the end of a mapped
+    file kills the process that makes it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        self._descriptor = os.open(path, flags)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._descriptor)
+
+    def read(self, at: int, count: int) -> memoryview:
+        data = os.pread(self._descriptor, count, at)
+        if len(data) != count:
+            raise DecodeError(
+                f"no counters file: path={self._path} bytes<{at + count} expected={_FILE_BYTES}"
+            )
+        return memoryview(data)
 
 
-def _head(view: memoryview, path: object) -> tuple[Any, ...]:
-    head = _HEAD.unpack(view[: _HEAD.size])
+def _head(file: _File, path: object) -> tuple[Any, ...]:
+    file.read(_FILE_BYTES - 1, 1)
+    head = _HEAD.unpack(file.read(0, _HEAD.size))
     if head[0] != _MAGIC or head[1] != _VERSION or not 0 < head[2] <= _BLOCKS:
         raise DecodeError(
             f"no counters file of version {_VERSION}: path={path} magic={head[0]!r} "
@@ -306,21 +321,29 @@ def _head(view: memoryview, path: object) -> tuple[Any, ...]:
     return head
 
 
-def _document(view: memoryview, path: object) -> dict[str, Any]:
+def _document(file: _File, path: object) -> dict[str, Any]:
     for _ in range(_TRIES):
         found = []
         for at in (_PAGE, _PAGE + _DOCUMENT_BYTES):
-            length, crc, serial = _DOCUMENT_HEAD.unpack(view[at : at + _DOCUMENT_HEAD.size])
-            start = at + _DOCUMENT_HEAD.size
+            length, crc, serial = _DOCUMENT_HEAD.unpack(file.read(at, _DOCUMENT_HEAD.size))
             if 0 < length <= _DOCUMENT_BYTES - _DOCUMENT_HEAD.size:
-                data = bytes(view[start : start + length])
+                data = file.read(at + _DOCUMENT_HEAD.size, length)
                 if zlib.crc32(data, serial & 0xFFFF_FFFF) == crc:
                     found.append((serial, data))
         if found:
-            document = json.loads(max(found)[1])
-            if isinstance(document, dict):
+            document = _parsed(bytes(max(found, key=lambda one: one[0])[1]))
+            if document is not None:
                 return document
     raise DecodeError(f"damaged counters file: path={path}; no document in it is whole")
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        # Its checksum holds, and yet nobody of ours wrote it.
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _threads_of(document: dict[str, Any], blocks: int) -> Iterator[dict[str, Any]]:
@@ -331,35 +354,33 @@ def _threads_of(document: dict[str, Any], blocks: int) -> Iterator[dict[str, Any
             yield about
 
 
-def _thread(
-    view: memoryview, about: dict[str, Any], document: dict[str, Any], q32: int
-) -> ThreadCounts:
+def _thread(file: _File, about: dict[str, Any], document: dict[str, Any], q32: int) -> ThreadCounts:
     at = about["block"] * _BLOCK
-    state = int.from_bytes(view[at + _STATE : at + _STATE + 4], "little")
+    state = int.from_bytes(file.read(at + _STATE, 4), "little")
     return ThreadCounts(
         str(about.get("name", "")),
         _STATES[state] if state < len(_STATES) else f"unknown ({state})",
-        _named(view, at + _WORDS, document.get("words")),
-        _named(view, at + _COUNTERS, about.get("counters")),
-        _histogram(view, at + _LOOP_GAP, q32),
-        _histogram(view, at + _HANDLER_TIME, q32),
+        _named(file, at + _WORDS, document.get("words")),
+        _named(file, at + _COUNTERS, about.get("counters")),
+        _histogram(file, at + _LOOP_GAP, q32),
+        _histogram(file, at + _HANDLER_TIME, q32),
         {key: value for key, value in about.items() if key not in ("block", "name", "counters")},
     )
 
 
-def _words(view: memoryview, at: int, count: int) -> memoryview:
-    return view[at : at + 8 * count].cast("Q")
+def _words(file: _File, at: int, count: int) -> memoryview:
+    return file.read(at, 8 * count).cast("Q")
 
 
-def _named(view: memoryview, at: int, names: object) -> dict[str, int]:
+def _named(file: _File, at: int, names: object) -> dict[str, int]:
     listed = [str(name) for name in names] if isinstance(names, list) else []
     listed = listed[: (_BLOCK - at % _BLOCK) // 8]
-    return dict(zip(listed, _words(view, at, len(listed)), strict=True))
+    return dict(zip(listed, _words(file, at, len(listed)), strict=True))
 
 
-def _histogram(view: memoryview, at: int, q32: int) -> Histogram:
-    highest = _words(view, at, 1)[0]
-    counts = _words(view, at + _HISTOGRAM_COUNTS, _BUCKETS)
+def _histogram(file: _File, at: int, q32: int) -> Histogram:
+    highest = _words(file, at, 1)[0]
+    counts = _words(file, at + _HISTOGRAM_COUNTS, _BUCKETS)
     buckets = [
         (min(_bucket_high(bucket), highest) * q32 >> 32, count)
         for bucket, count in enumerate(counts)

@@ -192,6 +192,13 @@ class HotThread:
         _check_range("commands_max", commands_max, 1, 1 << 20)
         _check_range("log_records", log_records, 1, 1 << 24)
         _check_range("spin_ns", spin_ns, 0, 1 << 40)
+        #: How it was made: guard, wait, meter and mode.
+        self.settings: Mapping[str, str] = {
+            "guard": guard,
+            "wait": wait,
+            "meter": meter,
+            "mode": mode,
+        }
         self._readers = [r if isinstance(r, AddReader) else AddReader(r) for r in readers]
         self._packets = tuple(packets)
         if self._packets and journal is not None:

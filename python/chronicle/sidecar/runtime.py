@@ -847,7 +847,13 @@ class Sidecar:
         return metrics
 
     def publish_counters(
-        self, counters: CountersFile, *, interval_s: float = 0.5, name: str = "counters"
+        self,
+        counters: CountersFile,
+        *,
+        interval_s: float = 0.5,
+        log: str | None = "chronicle",
+        log_lines: int = 50,
+        name: str = "counters",
     ) -> Service:
         """Keep the sidecar's half of a counters file up to date; the hot threads write theirs.
 
@@ -857,10 +863,16 @@ class Sidecar:
             The file that the hot threads were made with (``counters_file=``).
         interval_s
             How often; at least 0.05.
+        log
+            Name of the logger whose last lines stand in the file, for ``chronicle top``; ``None``
+            for no lines. What hot threads log is below ``"chronicle.hot"``.
+        log_lines
+            How many, 1 to 200.
         """
         from chronicle.sidecar.telling import Telling
 
-        return self.add_service(Telling(self, counters, interval_s=interval_s).service(name))
+        telling = Telling(self, counters, interval_s=interval_s, log=log, log_lines=log_lines)
+        return self.add_service(telling.service(name))
 
     # --- Services ---
 

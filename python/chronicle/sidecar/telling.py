@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chronicle.errors import BadArgument
@@ -17,11 +19,78 @@ if TYPE_CHECKING:
 
     from chronicle.hot.kernel import ThreadCounters
 
-__all__ = ["Telling"]
+__all__ = ["LogTail", "Telling"]
 
 _INTERVAL_S_MIN = 0.05
 #: A detail or an error of a service is cut to this, so that many services fit.
 _TEXT_MAX = 300
+
+
+_LINES_MAX = 200
+_LINE_MAX = 400
+
+
+class LogTail(logging.Handler):
+    """Keeps the last records of a logger, and formats them only when they are asked for.
+
+    Where it is the only handler, it stands aside: warnings go to stderr as they do without it.
+
+    Parameters
+    ----------
+    lines
+        How many to keep.
+    """
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self._records: deque[tuple[int, logging.LogRecord]] = deque(maxlen=lines)
+        self._number = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record; the oldest one is forgotten."""
+        self._number += 1
+        self._records.append((self._number, record))
+        last_resort = logging.lastResort
+        if (
+            last_resort is not None
+            and record.levelno >= last_resort.level
+            and self._is_alone(record.name)
+        ):
+            last_resort.handle(record)
+
+    def _is_alone(self, name: str) -> bool:
+        logger: logging.Logger | None = logging.getLogger(name)
+        while logger is not None:
+            if any(handler is not self for handler in logger.handlers):
+                return False
+            logger = logger.parent if logger.propagate else None
+        return True
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return what is kept, oldest first, as a counters file holds it."""
+        self.acquire()
+        try:
+            kept = list(self._records)
+        finally:
+            self.release()
+        return [
+            {
+                "number": number,
+                "at_ns": int(record.created * 1e9),
+                "level": record.levelname,
+                "logger": record.name,
+                "text": _message(record)[:_LINE_MAX],
+            }
+            for number, record in kept
+        ]
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:
+        # What logging itself does with such a record: it tells, and goes on.
+        return f"{record.msg} {record.args!r}"
 
 
 class _Told(Protocol):
@@ -42,9 +111,25 @@ class Telling:
         Where to.
     interval_s
         How often.
+    log
+        Name of the logger whose last lines are told, with those below it; ``None``: no lines.
+    log_lines
+        How many, at most 200.
     """
 
-    def __init__(self, sidecar: _Told, counters: CountersFile, *, interval_s: float) -> None:
+    def __init__(
+        self,
+        sidecar: _Told,
+        counters: CountersFile,
+        *,
+        interval_s: float,
+        log: str | None = None,
+        log_lines: int = 50,
+    ) -> None:
+        if not 1 <= log_lines <= _LINES_MAX:
+            raise BadArgument(f"bad log_lines: found={log_lines} expected=1 to {_LINES_MAX}")
+        self._logger = None if log is None else logging.getLogger(log)
+        self._tail = LogTail(log_lines)
         if not interval_s >= _INTERVAL_S_MIN:
             raise BadArgument(f"bad interval_s: found={interval_s} expected>={_INTERVAL_S_MIN}")
         self._sidecar = sidecar
@@ -61,12 +146,16 @@ class Telling:
 
     async def _run(self) -> None:
         assert self._service is not None
+        if self._logger is not None:
+            self._logger.addHandler(self._tail)
         while True:
             await in_worker(None, self.tell)
             self._service.beat()
             await asyncio.sleep(self._interval_s)
 
     async def _finish(self) -> None:
+        if self._logger is not None:
+            self._logger.removeHandler(self._tail)
         self.tell()
 
     def tell(self) -> None:
@@ -78,6 +167,7 @@ class Telling:
             {
                 "threads": [self._describe(thread) for thread in threads],
                 "services": services,
+                "log": self._tail.lines(),
                 "cpu_s": time.process_time(),
             }
         )

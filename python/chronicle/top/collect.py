@@ -1,0 +1,293 @@
+"""Looks at a bus: its endpoints, counters files and queues.
+
+A look walks the tree below the bus, whatever stands in it, and never follows a link. What vanishes
+while it is looked at is not told; what is damaged, foreign or refused is told as such. Files are
+read, not mapped; locks are asked about, not taken; no reader is registered; nothing is done on a
+hot thread.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from chronicle._core import clock_ns
+from chronicle.bus import Bus, Status
+from chronicle.bus.names import MARKERS
+from chronicle.errors import BadArgument, ChronicleError
+from chronicle.hot.counters import COUNTERS_FILE, ProcessCounters, ThreadCounts, read_counters
+from chronicle.sidecar import files
+from chronicle.top.model import (
+    BusLook,
+    KernelCounts,
+    LogLine,
+    ProcessLook,
+    ProcessState,
+    QueueLook,
+    ServiceLook,
+    ThreadLook,
+)
+from chronicle.top.queues import look_at_queue
+
+__all__ = ["Collector"]
+
+_DEPTH_MAX: Final = 12
+_ENTRIES_MAX: Final = 100_000
+#: Without a lease: a process whose sidecar has told nothing for so long is called stalled.
+_TOLD_S_MAX: Final = 5.0
+_TEXT_MAX: Final = 2_000
+_KERNEL: Final = ("faults_minor", "faults_major", "switches_voluntary", "switches_involuntary")
+#: What can go wrong with a file that somebody else writes.
+_BAD_FILE: Final = (OSError, ChronicleError, ValueError, RecursionError)
+
+
+class _Places(NamedTuple):
+    endpoints: list[str]
+    counters: list[str]
+    queues: list[str]
+    problems: list[tuple[str, str]]
+
+
+class Collector:
+    """Looks at a bus, as often as it is asked.
+
+    Parameters
+    ----------
+    path
+        Of the bus. Any directory will do; links in it are not followed.
+
+    Raises
+    ------
+    BadArgument
+        If it is no directory.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> tmp = tempfile.TemporaryDirectory()
+    >>> with chronicle.Queue.open_publisher(f"{tmp.name}/a/ticks", segment_bytes=1 << 16) as writer:
+    ...     seq = writer.append(1, b"hello")
+    ...     [queue.name for queue in Collector(tmp.name).look().queues]
+    ['a/ticks']
+    >>> tmp.cleanup()
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        if not self.path.is_dir():
+            raise BadArgument(f"no such directory: bus='{self.path}'; name the directory of a bus")
+        self._bus = Bus(self.path)
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def look(self) -> BusLook:
+        """Look at everything once. Some 0.3 ms for each queue and hot thread."""
+        at_ns, taken_ns = clock_ns(), time.monotonic_ns()
+        places = _places(self.path)
+        problems = places.problems
+        counted: dict[str, ProcessCounters] = {}
+        for name in places.counters:
+            try:
+                counted[name] = read_counters(self.path / name / COUNTERS_FILE)
+            except FileNotFoundError:
+                continue
+            except _BAD_FILE as error:
+                problems.append((f"{name}/{COUNTERS_FILE}", _line(error)))
+        endpoints = set(places.endpoints)
+        processes = [
+            self._process(name, counted.get(name), is_endpoint=name in endpoints, at_ns=at_ns)
+            for name in sorted({*endpoints, *counted})
+        ]
+        threads = [
+            _thread(name, thread) for name, found in counted.items() for thread in found.threads
+        ]
+        return BusLook(
+            str(self.path),
+            at_ns,
+            taken_ns,
+            tuple(processes),
+            tuple(sorted(threads, key=lambda thread: thread.key)),
+            tuple(self._queues(places)),
+            tuple(problems),
+        )
+
+    def _queues(self, places: _Places) -> Iterator[QueueLook]:
+        for name in sorted(places.queues):
+            try:
+                yield look_at_queue(self.path / name, name)
+            except FileNotFoundError:
+                continue
+            except _BAD_FILE as error:
+                yield QueueLook(name, str(self.path / name), problem=_line(error))
+
+    def _process(
+        self, name: str, counted: ProcessCounters | None, *, is_endpoint: bool, at_ns: int
+    ) -> ProcessLook:
+        document: Mapping[str, Any] = {} if counted is None else counted.document
+        told_ns = _whole(document.get("at_ns"))
+        told_age_s = None if told_ns is None else max(0.0, (at_ns - told_ns) / 1e9)
+        state, reason, status = self._state(name, counted, told_age_s, is_endpoint=is_endpoint)
+        lease = None if status is None else status.lease
+        pid = lease.pid if lease is not None else counted.pid if counted is not None else 0
+        if lease is not None:
+            instance = lease.instance
+        else:
+            instance = "" if counted is None else counted.instance
+        return ProcessLook(
+            name,
+            state,
+            reason,
+            instance,
+            pid,
+            ready=status is not None and status.ready,
+            epoch=None if lease is None else lease.epoch,
+            told_age_s=told_age_s,
+            cpu_s=_number(document.get("cpu_s")),
+            services=tuple(_services(document.get("services"))),
+            log=tuple(_log(document.get("log"))),
+        )
+
+    def _state(
+        self,
+        name: str,
+        counted: ProcessCounters | None,
+        told_age_s: float | None,
+        *,
+        is_endpoint: bool,
+    ) -> tuple[ProcessState, str, Status | None]:
+        if is_endpoint:
+            try:
+                status = self._bus.status(name)
+            except (OSError, ChronicleError) as error:
+                return "refused", _line(error), None
+            if status.state != "absent" or counted is None:
+                return status.state, status.reason, status
+        assert counted is not None
+        if counted.boot != self._boot:
+            return "dead", "another boot", None
+        if not os.path.lexists(f"/proc/{counted.pid}"):
+            return "dead", "no such process", None
+        if told_age_s is None or told_age_s > _TOLD_S_MAX:
+            return "stalled", "counters not told", None
+        return "alive", "", None
+
+
+# --- What stands where ---
+
+
+def _places(root: Path) -> _Places:
+    """Walk the tree: what could be an endpoint, a counters file, a queue."""
+    places = _Places([], [], [], [])
+    left = [("", 0)]
+    seen = 0
+    while left:
+        name, depth = left.pop()
+        try:
+            with os.scandir(root / name) as entries:
+                listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            places.problems.append((name or ".", _line(error)))
+            continue
+        names = {entry for entry, _ in listed}
+        if files.CONTROL in names:
+            # What is inside of a queue is nobody else's.
+            places.queues.append(name or ".")
+            continue
+        if names & MARKERS:
+            places.endpoints.append(name or ".")
+        if COUNTERS_FILE in names:
+            places.counters.append(name or ".")
+        below = [entry for entry, is_directory in listed if is_directory and entry[0] != "."]
+        seen += len(listed)
+        if seen > _ENTRIES_MAX or (below and depth == _DEPTH_MAX):
+            places.problems.append((name or ".", "too much to look at: what is below is left out"))
+            continue
+        left += [(f"{name}/{entry}" if name else entry, depth + 1) for entry in below]
+    return places
+
+
+# --- From documents that somebody else wrote to data ---
+
+
+def _thread(process: str, counts: ThreadCounts) -> ThreadLook:
+    about = counts.about
+    kernel = about.get("kernel")
+    settings = about.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    warnings = about.get("warnings")
+    supervised = about.get("supervised")
+    return ThreadLook(
+        process,
+        _text(counts.name),
+        counts.state,
+        core=_whole(about.get("core")),
+        guard=_text(settings.get("guard")),
+        wait=_text(settings.get("wait")),
+        meter=_text(settings.get("meter")),
+        thread_id=counts.words.get("thread_id", 0),
+        words=counts.words,
+        outside={name: int(value) for name, value in about.items() if isinstance(value, int)},
+        counters=counts.counters,
+        loop_gap=counts.loop_gap,
+        handler_time=counts.handler_time,
+        kernel=_kernel(kernel) if isinstance(kernel, dict) else None,
+        supervised=supervised if isinstance(supervised, bool) else None,
+        warnings=tuple(_text(item) for item in warnings) if isinstance(warnings, list) else (),
+        failure=_text(about.get("failure")),
+    )
+
+
+def _kernel(found: Mapping[str, Any]) -> KernelCounts:
+    return KernelCounts(*(_whole(found.get(name)) or 0 for name in _KERNEL))
+
+
+def _services(found: object) -> Iterator[ServiceLook]:
+    for name, service in found.items() if isinstance(found, dict) else ():
+        if isinstance(service, dict):
+            yield ServiceLook(
+                _text(name),
+                _text(service.get("state")),
+                _whole(service.get("restarts")) or 0,
+                _text(service.get("last_error")),
+                _text(service.get("detail")),
+                healthy=service.get("healthy") is True,
+            )
+
+
+def _log(found: object) -> Iterator[LogLine]:
+    for line in found if isinstance(found, list) else ():
+        if isinstance(line, dict):
+            yield LogLine(
+                _whole(line.get("number")) or 0,
+                _whole(line.get("at_ns")) or 0,
+                _text(line.get("level")),
+                _text(line.get("logger")),
+                _text(line.get("text")),
+            )
+
+
+def _text(value: object) -> str:
+    """Return text that cannot steer a terminal."""
+    if not isinstance(value, str):
+        return ""
+    text = value[:_TEXT_MAX]
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 64 else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return _text(str(error)) or type(error).__name__
