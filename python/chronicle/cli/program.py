@@ -24,6 +24,7 @@ from chronicle.cli import (
     restore,
     retain,
     tail,
+    top,
 )
 from chronicle.cli.arguments import Parser
 from chronicle.errors import ChronicleError
@@ -67,7 +68,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
-    first = (import_capture, inspect, tail, doctor, audit, bench, report)
+    first = (import_capture, inspect, tail, top, doctor, audit, bench, report)
     for module in (*first, reader, retain, restore, replay):
         module.add(commands)
     return parser

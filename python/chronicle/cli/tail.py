@@ -37,8 +37,6 @@ are shown as decimals; in JSON they are strings, so that no digit is lost. Messa
 schema are shown as hex. Missing messages are shown where they are missing.
 """
 
-RAW_BYTES_SHOWN = 64
-
 
 def add(commands: Commands) -> None:
     """Declare the command."""
@@ -291,13 +289,12 @@ class _Printer:
 
     def _text(self, message: Message, cls: type[MessageBase] | None) -> str:
         from chronicle.cli.output import time_text
+        from chronicle.top.messages import fields_text, raw_text
 
         if cls is None:
-            name, body = f"type {message.type_id}", _raw_text(bytes(message.payload))
+            name, body = f"type {message.type_id}", raw_text(bytes(message.payload))
         else:
-            name = cls.__name__
-            fields = cls.view(message.payload).as_dict(scaled=True)
-            body = "  ".join(f"{key}={_value_text(value)}" for key, value in fields.items())
+            name, body = cls.__name__, fields_text(cls, message.payload)
         return f"{message.seq:>9}  {time_text(message.timestamp_ns)}  {name:<16} {body}".rstrip()
 
     def _json(self, message: Message, cls: type[MessageBase] | None) -> str:
@@ -320,16 +317,6 @@ class _Printer:
         return json.dumps(line)
 
 
-def _value_text(value: Any) -> str:
-    from chronicle.cli.output import safe_text
-
-    if isinstance(value, bytes):
-        return safe_text(value)
-    if isinstance(value, tuple):
-        return "[" + " ".join(_value_text(item) for item in value) + "]"
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)
-
-
 def _json_value(value: Any) -> Any:
     import math
 
@@ -344,10 +331,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, Decimal):
         return f"{value:f}"  # As text, which keeps all digits.
     return str(value)  # JSON has no word for nan and infinity.
-
-
-def _raw_text(payload: bytes) -> str:
-    shown = payload[:RAW_BYTES_SHOWN]
-    more = f" ... {len(payload):,} bytes" if len(payload) > len(shown) else ""
-    printable = "".join(chr(b) if 0x20 <= b < 0x7F else "." for b in shown)
-    return f"{shown.hex(' ')}  |{printable}|{more}" if payload else "(empty)"

@@ -155,19 +155,19 @@ def compare(before: BusLook, after: BusLook) -> Changes:
             and process.cpu_s is not None
         },
         threads={
-            thread.key: _thread_rates(old, thread, seconds)
+            thread.key: _thread_rates(was, thread, seconds)
             for thread in after.threads
-            if (old := threads.get(thread.key)) is not None and _is_same_thread(old, thread)
+            if (was := threads.get(thread.key)) is not None and _is_same_thread(was, thread)
         },
         queues={
             queue.name: QueueRates(
-                max(0, queue.next_seq - old.next_seq) / seconds,
-                max(0, queue.position - old.position) / seconds,
+                max(0, queue.next_seq - had.next_seq) / seconds,
+                max(0, queue.position - had.position) / seconds,
             )
             for queue in after.queues
-            if (old := queues.get(queue.name)) is not None
-            and old.queue_id == queue.queue_id
-            and not old.problem
+            if (had := queues.get(queue.name)) is not None
+            and had.queue_id == queue.queue_id
+            and not had.problem
             and not queue.problem
         },
         events=tuple(_events(before, after)),

@@ -1,0 +1,110 @@
+"""The dashboard in a browser: textual-serve starts one for each visitor and sends what it draws.
+
+It listens where it is told, by default on the loopback interface. What textual-serve does not do is
+done here: a request must name this host (a page elsewhere could otherwise reach it under a name of
+its own), and a web socket must have been asked for by our own page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import ipaddress
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from textual_serve.server import Server
+
+if TYPE_CHECKING:
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+__all__ = ["TopServer", "serve"]
+
+
+class TopServer(Server):
+    """Serves the dashboard of a bus.
+
+    Parameters
+    ----------
+    bus
+        Its directory.
+    interval_s
+        Time between two looks.
+    host, port
+        Where to listen.
+    """
+
+    def __init__(
+        self, bus: str | os.PathLike[str], interval_s: float, *, host: str, port: int
+    ) -> None:
+        words = [sys.executable, "-m", "chronicle.cli", "top", os.fspath(bus)]
+        command = shlex.join([*words, "--interval", f"{interval_s:g}"])
+        super().__init__(command, host=host, port=port, title=f"chronicle top {os.fspath(bus)}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this host can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def refusal(self, request: web.Request) -> str | None:
+        """Say why a request is not answered; ``None`` if it is."""
+        name = request.url.host or ""
+        if self.is_local and name not in ("localhost", "127.0.0.1", "::1", self.host):
+            return f"not for this host: {name!r}"
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"{request.scheme}://{request.host}":
+            return "asked for by another page"
+        return None
+
+    async def _make_app(self) -> web.Application:
+        app = await super()._make_app()
+
+        @web.middleware
+        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+            why = self.refusal(request)
+            if why is not None:
+                raise web.HTTPForbidden(text=why)
+            return await handler(request)
+
+        app.middlewares.append(check)
+        return app
+
+    async def handle_index(self, request: web.Request) -> Any:
+        """Answer with the page; its links lead to where the visitor has found it."""
+        seen = copy.copy(self)
+        seen.public_url = f"{request.scheme}://{request.host}"
+        return await Server.handle_index(seen, request)
+
+    async def on_startup(self, app: web.Application) -> None:  # noqa: ARG002 - as it is called
+        """Say where it is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        print(f"chronicle: http://{host}:{self.port}/ (Ctrl-C ends it)", file=sys.stderr)
+        if not self.is_local:
+            print(
+                "chronicle: whoever reaches this address can look at the bus, messages included",
+                file=sys.stderr,
+            )
+
+    def initialize_logging(self) -> None:
+        """Leave logging as it is."""
+
+
+def serve(bus: str | os.PathLike[str], interval_s: float, *, host: str, port: int) -> int:
+    """Serve the dashboard until SIGINT or SIGTERM; return the exit code.
+
+    Raises
+    ------
+    OSError
+        If the address is taken, or none of this host's.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    TopServer(bus, interval_s, host=host, port=port).serve()
+    return 0
