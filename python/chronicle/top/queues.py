@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from chronicle.errors import ChronicleError, FormatError
+from chronicle.heartbeat import read_heartbeat
 from chronicle.sidecar import files
-from chronicle.sidecar.heartbeats import read_heartbeat
 from chronicle.top.model import QueueLook, ReaderLook
 
 __all__ = ["Record", "last_records", "look_at_queue"]
