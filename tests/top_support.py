@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ from chronicle.top.model import (
     ServiceLook,
     ThreadLook,
 )
+from textual.app import App
+from textual.pilot import Pilot
 
 SNAPSHOTS = Path(__file__).parent / "unit" / "top_snapshots"
 AT_NS = 1_700_000_000_000_000_000
 SECOND_NS = 1_000_000_000
+#: How long a screen may take to become what it should be. Nothing passes by being slow.
+PATIENCE_S = 30.0
 _CELL_WIDTH = 12.2
 _TEXT = re.compile(
     r'<text class="[^"]*" x="([\d.]+)" y="[\d.]+" textLength="[\d.]+" '
@@ -47,13 +52,25 @@ def screen_text(svg: str) -> str:
     return "\n".join(text).rstrip() + "\n"
 
 
-def check_snapshot(name: str, text: str) -> None:
-    """Compare with what was seen to be right; CHRONICLE_SNAPSHOTS=write takes what there is."""
+async def expect_snapshot(app: App[None], pilot: Pilot[None], name: str) -> None:
+    """Wait until the screen is what was seen to be right.
+
+    CHRONICLE_SNAPSHOTS=write takes what there is, once it changes no more.
+    """
     path = SNAPSHOTS / f"{name}.txt"
     if os.environ.get("CHRONICLE_SNAPSHOTS") == "write":
         path.parent.mkdir(exist_ok=True)
+        before = ""
+        while (text := screen_text(app.export_screenshot())) != before:
+            before = text
+            await pilot.pause(0.5)
         path.write_text(text)
-    assert text == path.read_text(), f"'{path}' differs; look at it, then CHRONICLE_SNAPSHOTS=write"
+        return
+    wanted = path.read_text()
+    end_s = time.monotonic() + PATIENCE_S
+    while (text := screen_text(app.export_screenshot())) != wanted and time.monotonic() < end_s:
+        await pilot.pause(0.01)
+    assert text == wanted, f"'{path}' differs; look at it, then CHRONICLE_SNAPSHOTS=write"
 
 
 def times(*buckets: tuple[int, int]) -> Histogram:

@@ -19,7 +19,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, TabbedContent
 
 from tests.queue_support import Trade, publisher
-from tests.top_support import Looks, check_snapshot, look, process, queue, screen_text, thread
+from tests.top_support import Looks, expect_snapshot, look, process, queue, screen_text, thread
 
 SMALL, LARGE = (80, 24), (140, 44)
 
@@ -43,15 +43,6 @@ def play(*looks: BusLook, size: tuple[int, int] = SMALL, does: Play | None = Non
     return asyncio.run(run())
 
 
-def keys(*names: str) -> Play:
-    async def press(app: TopApp, pilot: Pilot[None]) -> None:
-        for name in names:
-            await pilot.press(name)
-        await app.workers.wait_for_complete()
-
-    return press
-
-
 def troubled() -> BusLook:
     """Make a look with everything that can be wrong."""
     made = look(1)
@@ -73,26 +64,37 @@ def troubled() -> BusLook:
     )
 
 
+#: What is pressed, one after the other, and the name of the screen that follows.
+CALM = [
+    ("", "glance"),
+    ("2", "threads"),
+    ("enter", "thread"),
+    ("escape 3", "queues"),
+    ("4 enter", "process"),
+    ("escape 6", "log"),
+    ("question_mark", "help"),
+]
+
+
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "140x44"])
 @pytest.mark.parametrize(
-    ("name", "looks", "does"),
+    ("looks", "screens"),
     [
-        ("glance", (look(0), look(1)), None),
-        ("troubled", (look(0), troubled()), None),
-        ("empty", (BusLook("/dev/shm/bus", 0, 0),), None),
-        ("threads", (look(0), look(1)), keys("2")),
-        ("queues", (look(0), look(1)), keys("3")),
-        ("events", (look(0), troubled()), keys("5")),
-        ("log", (look(0), look(1)), keys("6")),
-        ("thread", (look(0), look(1)), keys("2", "enter")),
-        ("process", (look(0), look(1)), keys("4", "enter")),
-        ("help", (look(0), look(1)), keys("question_mark")),
+        ((look(0), look(1)), CALM),
+        ((look(0), troubled()), [("", "troubled"), ("5", "events")]),
+        ((BusLook("/dev/shm/bus", 0, 0),), [("", "empty")]),
     ],
+    ids=["calm", "troubled", "empty"],
 )
 def test_the_screens_are_those_that_were_seen_to_be_right(
-    name: str, looks: tuple[BusLook, ...], does: Play | None, size: tuple[int, int]
+    looks: tuple[BusLook, ...], screens: list[tuple[str, str]], size: tuple[int, int]
 ) -> None:
-    check_snapshot(f"{name}-{size[0]}x{size[1]}", play(*looks, size=size, does=does))
+    async def visit(app: TopApp, pilot: Pilot[None]) -> None:
+        for pressed, name in screens:
+            await pilot.press(*pressed.split())
+            await expect_snapshot(app, pilot, f"{name}-{size[0]}x{size[1]}")
+
+    play(*looks, size=size, does=visit)
 
 
 def test_at_80_columns_the_columns_that_matter_are_all_there() -> None:
@@ -228,12 +230,15 @@ def test_a_double_click_on_a_thread_opens_it_and_it_follows_the_looks() -> None:
 
 
 def test_times_of_a_thread_are_since_its_start_or_of_the_last_interval() -> None:
-    shown = play(look(0), look(1), does=keys("2", "enter"))
-    assert "times: since its start" in shown
-    assert "max 200us" in shown
-    interval = play(look(0), look(1), does=keys("2", "enter", "t"))
-    assert "times: last interval" in interval
-    assert "max 200us" not in interval
+    async def toggle(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("2", "enter")
+        await expect_snapshot(app, pilot, "thread-80x24")
+        await pilot.press("t")
+        await expect_snapshot(app, pilot, "thread-interval-80x24")
+
+    shown = play(look(0), look(1), does=toggle)
+    assert "times: last interval" in shown
+    assert "max 40us" in shown, "the highest one was before"
 
 
 def test_a_queue_shows_its_readers_and_its_last_messages(folder: Path) -> None:
@@ -246,9 +251,9 @@ def test_a_queue_shows_its_readers_and_its_last_messages(folder: Path) -> None:
         await app.workers.wait_for_complete()
         await pilot.pause()
         assert isinstance(app.screen, QueueDetail)
+        await expect_snapshot(app, pilot, "queue-80x24")
 
     shown = play(look(queues=(queue("q", path=str(folder / "q")),)), does=open_queue)
-    check_snapshot("queue-80x24", shown)
     assert "60  00:00:59.000  Trade" in shown
 
 
@@ -310,10 +315,12 @@ def test_while_it_is_paused_nothing_changes() -> None:
             await pilot.press("p")
             while looks.count < seen + 3:
                 await pilot.pause(0.001)
-            before = app._interval_s
-            await pilot.press("minus", "plus", "plus")
-            assert before is not None
-            assert app._interval_s == pytest.approx(max(0.05, 0.05))
+            await pilot.press("plus")
+            assert app.interval_s == pytest.approx(0.05), "it is never less"
+            await pilot.press("minus")
+            assert app.interval_s == pytest.approx(0.05 * 1.5)
+            await pilot.press("plus", "plus")
+            assert app.interval_s == pytest.approx(0.05)
 
     asyncio.run(run())
 

@@ -71,8 +71,10 @@ class TopApp(App[None]):
 
     def __init__(self, looks: Looks, *, interval_s: float | None) -> None:
         super().__init__()
+        # What moves is what has changed, and nothing else; that is also less to send.
+        self.animation_level = "none"
         self._looks = looks
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._watch = Watch()
         self._filter = ""
         self._paused = False
@@ -95,18 +97,18 @@ class TopApp(App[None]):
     def on_mount(self) -> None:
         """Begin to look."""
         self.query_one("#all-threads", Board).focus()
-        if self._interval_s is not None:
+        if self.interval_s is not None:
             self.run_worker(self._look_on(), exclusive=True, name="looks")
 
     async def _look_on(self) -> None:
-        assert self._interval_s is not None
+        assert self.interval_s is not None
         while True:
             if not self._paused:
                 # In a thread: what is looked at may be slow, and keys should not wait for it.
                 view = await asyncio.to_thread(self._look)
                 if not self._paused:
                     self._show(view)
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self.interval_s)
 
     def _look(self) -> View:
         return self._watch.add(self._looks.look())
@@ -137,7 +139,9 @@ class TopApp(App[None]):
         marks += ["paused"] if self._paused else []
         if marks:
             line.append(f"  [{', '.join(marks)}]", "reverse")
-        base.query_one("#summary", Static).update(line)
+        # None of them, once the app ends while a look is on its way.
+        for static in base.query("#summary").results(Static):
+            static.update(line)
 
     # --- Keys and mouse ---
 
@@ -221,15 +225,15 @@ class TopApp(App[None]):
     def action_restart(self) -> None:
         """Count anew from now."""
         self._watch.restart()
-        if self.view is not None and self._interval_s is not None:
+        if self.view is not None and self.interval_s is not None:
             self._paused = False
 
     def action_interval(self, direction: int) -> None:
         """Look more or less often."""
-        if self._interval_s is not None:
-            longer = self._interval_s * _FACTOR**direction
-            self._interval_s = min(_INTERVAL_S_MAX, max(_INTERVAL_S_MIN, longer))
-            self.notify(f"looks every {self._interval_s:.2g} s", timeout=2)
+        if self.interval_s is not None:
+            longer = self.interval_s * _FACTOR**direction
+            self.interval_s = min(_INTERVAL_S_MAX, max(_INTERVAL_S_MIN, longer))
+            self.notify(f"looks every {self.interval_s:.2g} s", timeout=2)
 
     def action_help(self) -> None:
         """Show all keys and columns."""
