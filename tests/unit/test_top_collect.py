@@ -331,3 +331,16 @@ def test_a_tail_of_a_log_leaves_warnings_on_stderr_where_nobody_else_takes_them(
         assert capsys.readouterr().err == ""
     finally:
         logger.handlers.clear()
+
+
+def test_lines_of_a_log_leave_room_in_the_document_however_long_they_are(folder: Path) -> None:
+    tail = LogTail(200)
+    for number in range(300):
+        text = "\x1b" * 5_000 + str(number)
+        tail.emit(logging.LogRecord("x" * 5_000, 10, "x.py", 1, text, None, None))
+    lines = tail.lines()
+    assert [line["number"] for line in lines] == list(range(301 - len(lines), 301))
+    assert 10 < len(lines) < 200
+    counters = CountersFile.create(folder / "COUNTERS")
+    counters.publish({"log": lines, "services": {"x": "y" * 50_000}})
+    assert len(Collector(folder).look().processes[0].log) == len(lines)

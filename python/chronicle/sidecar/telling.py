@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
@@ -28,6 +29,8 @@ _TEXT_MAX = 300
 
 _LINES_MAX = 200
 _LINE_MAX = 400
+#: All lines together, as JSON: the rest of the document needs room too.
+_LINES_BYTES_MAX = 48 << 10
 
 
 class LogTail(logging.Handler):
@@ -67,22 +70,27 @@ class LogTail(logging.Handler):
         return True
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return what is kept, oldest first, as a counters file holds it."""
+        """Return what is kept, oldest first, as a counters file holds it; the newest that fit."""
         self.acquire()
         try:
             kept = list(self._records)
         finally:
             self.release()
-        return [
-            {
+        lines: deque[dict[str, Any]] = deque()
+        left = _LINES_BYTES_MAX
+        for number, record in reversed(kept):
+            line = {
                 "number": number,
                 "at_ns": int(record.created * 1e9),
-                "level": record.levelname,
-                "logger": record.name,
+                "level": record.levelname[:_LINE_MAX],
+                "logger": record.name[:_LINE_MAX],
                 "text": _message(record)[:_LINE_MAX],
             }
-            for number, record in kept
-        ]
+            left -= len(json.dumps(line)) + 2
+            if left < 0:
+                break
+            lines.appendleft(line)
+        return list(lines)
 
 
 def _message(record: logging.LogRecord) -> str:
