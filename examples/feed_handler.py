@@ -152,7 +152,7 @@ def main() -> None:
     for thread in (feed, books):
         sidecar.attach(thread, on_event=lambda event: stop_if_failed(sidecar, event))
     host, port = options.recovery
-    again = Backoff(first_s=0.01, max_s=1.0, reset_after_s=1.0)
+    again = Backoff(first_s=0.01, max_s=1.0, reset_after_s=0.1)
     sidecar.connect(host, port, session, name="recovery", backoff=again)
     endpoint.ready(["live", "snapshot"])
     sidecar.serve()

@@ -196,4 +196,6 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    # Sending must not keep recovery waiting for the interpreter.
+    sys.setswitchinterval(0.0002)
     asyncio.run(serve(arguments()))

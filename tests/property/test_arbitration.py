@@ -83,18 +83,18 @@ class Life:
         asked = self.handler.requests.published
         if len(asked) > self._asked:
             self._asked = len(asked)
-            pending = RecoveryRequest.view(asked[-1].pack())
-            self._session._pending = pending
+            pending = self._session.want(RecoveryRequest.view(asked[-1].pack()))
             self._frames = list(self.history.answer(pending))
         elif self._frames and self.rng.random() < 0.1:
             # The connection is cut; the next one asks for what is missing.
             self.cuts += 1
-            assert self._session._pending is not None
-            self._frames = list(self.history.answer(self._session._pending))
+            left = self._session.left()
+            assert left is not None
+            self._frames = list(self.history.answer(left))
         elif self._frames:
             data = self._frames.pop(0)
             _, kind = FRAME.unpack_from(data)
-            self._session._take(kind, data[FRAME.size :])
+            self._session.take(kind, data[FRAME.size :])
         elif self._taken < len(self._recovered.records):
             type_id, payload = self._recovered.records[self._taken]
             self._taken += 1

@@ -11,7 +11,8 @@ them apart is the sender's clock in each header. Within a run, packets are sent 
 their numbers, and a run begins after the one before has ended. So, with *S* the send time of the
 newest packet that was published:
 
-* behind, and not sent later than *S*: a late copy, of this run or of an older one;
+* behind, and not sent later than *S*: a late copy, of this run or of an older one; so is a
+  heartbeat that was not sent later than *S*;
 * behind, and sent later than *S*: of a new run;
 * next by its number, but at another offset in the run's bytes: of a new run as well;
 * next, but sent more than `silence_ns` after *S*: not sure. Heartbeats come every second; who has
@@ -71,7 +72,9 @@ __all__ = ["LIVE_CLASSES", "FeedHandler", "state_at"]
 LIVE_CLASSES: Final = (*TABLE.classes.values(), FeedMark, FeedGap)
 """The schema of the live queue."""
 
-HOLD_PACKETS: Final = 512
+HOLD_PACKETS: Final = 4_096
+"""Packets that can be held: what the lines bring while recovery answers. If that is too little,
+the handler runs after the feed for as long as recovery is slower than that."""
 HOLD_BYTES: Final = 2_048
 """Room for one held packet; longer ones are left to recovery."""
 LINES_MAX: Final = 8
@@ -126,6 +129,8 @@ class FeedHandler(Handler):
     order: Annotated[Cells[int], Array(u16, HOLD_PACKETS)]
     held_sent_ns: Annotated[Cells[int], Array(i64, HOLD_PACKETS)]
     held_bytes: Annotated[Cells[int], Array(u16, HOLD_PACKETS)]
+    held_first: u32
+    """Where in `order`, which is used as a ring, the packet stands that was sent first."""
     held_count: u32
     gap_since_ns: i64
     gap_packets: u32
@@ -176,7 +181,7 @@ class FeedHandler(Handler):
         if (
             verdict == NEXT
             and self.held_count > 0
-            and hot_iex.sent_ns(data) > self.held_sent_ns[self.order[0]]
+            and hot_iex.sent_ns(data) > self.held_sent_ns[self.slot_at(0)]
         ):
             # What was sent after a packet that is held comes after it.
             verdict = LATER
@@ -210,7 +215,8 @@ class FeedHandler(Handler):
     @on(RecoveryGone)
     def recovery_gone(self, gone: RecoveryGone) -> None:
         """Give up what can be had from nowhere."""
-        if self.session != gone.session or gone.first_missing > self.expected:
+        is_ours = self.session == gone.session and self.run_ns == gone.run_ns
+        if not is_ours or self.run_over or gone.first_missing > self.expected:
             return
         if gone.next == -1:
             self.tell_gap(-1)
@@ -234,7 +240,7 @@ class FeedHandler(Handler):
             if self.held_count > 0:
                 self.skip()
             return
-        while self.held_count > 0 and self.held_sent_ns[self.order[0]] <= done.until_ns:
+        while self.held_count > 0 and self.held_sent_ns[self.slot_at(0)] <= done.until_ns:
             if self.is_ahead(self.front()):
                 # Recovery has promised what it did not bring: never in silence.
                 self.skip()
@@ -271,7 +277,9 @@ class FeedHandler(Handler):
         if sequence == self.expected:
             at_place = self.offset < 0 or hot_iex.stream_offset(data) == self.offset
             in_time = self.run_ns <= sent_ns <= self.sent_ns + self.silence_ns
-            if at_place and in_time and not self.run_over:
+            # A heartbeat that comes late has nothing to say.
+            is_late = hot_iex.messages_count(data) == 0 and not is_later
+            if at_place and in_time and not is_late and not self.run_over:
                 return NEXT
             return LATER if is_later else DUPLICATE
         if sequence < self.expected:
@@ -416,29 +424,32 @@ class FeedHandler(Handler):
 
     def front(self) -> Bytes:
         """Return the held packet that was sent first."""
-        slot = self.order[0]
+        slot = self.slot_at(0)
         return self.held.view(slot * HOLD_BYTES, self.held_bytes[slot])
 
+    def slot_at(self, rank: int) -> int:
+        """Return which slot has the packet that was sent as the `rank`-th of those that are held.
+
+        Ranks from `held_count` on are free slots.
+        """
+        return self.order[(self.held_first + rank) % HOLD_PACKETS]
+
     def pop(self) -> None:
-        """Forget the held packet that was sent first."""
-        slot = self.order[0]
-        last = self.held_count - 1
-        for rank in range(last):
-            self.order[rank] = self.order[rank + 1]
-        self.order[last] = slot
-        self.held_count = last
+        """Forget the held packet that was sent first. Its slot is the last of the free ones."""
+        self.held_first = (self.held_first + 1) % HOLD_PACKETS
+        self.held_count -= 1
 
     def hold(self, data: Bytes) -> None:
         """Keep a packet, by its send time. If there is no room, those sent last are let go."""
         sent_ns = hot_iex.sent_ns(data)
         count = self.held_count
         rank = count
-        while rank > 0 and self.held_sent_ns[self.order[rank - 1]] > sent_ns:
+        while rank > 0 and self.held_sent_ns[self.slot_at(rank - 1)] > sent_ns:
             rank -= 1
         before = rank
-        while before > 0 and self.held_sent_ns[self.order[before - 1]] == sent_ns:
+        while before > 0 and self.held_sent_ns[self.slot_at(before - 1)] == sent_ns:
             before -= 1
-            slot = self.order[before]
+            slot = self.slot_at(before)
             other = self.held.view(slot * HOLD_BYTES, self.held_bytes[slot])
             if hot_iex.first_sequence(other) == hot_iex.first_sequence(
                 data
@@ -451,10 +462,10 @@ class FeedHandler(Handler):
         if count == HOLD_PACKETS:
             self.dropped.add(1)
             count -= 1
-        slot = self.order[count]
+        slot = self.slot_at(count)
         for place in range(count, rank, -1):
-            self.order[place] = self.order[place - 1]
-        self.order[rank] = slot
+            self.order[(self.held_first + place) % HOLD_PACKETS] = self.slot_at(place - 1)
+        self.order[(self.held_first + rank) % HOLD_PACKETS] = slot
         self.held.store(slot * HOLD_BYTES, data)
         self.held_sent_ns[slot] = sent_ns
         self.held_bytes[slot] = len(data)
@@ -494,7 +505,7 @@ class FeedHandler(Handler):
         ):
             return
         if self.recovery:
-            self.ask(self.held_sent_ns[self.order[0]])
+            self.ask(self.held_sent_ns[self.slot_at(0)])
         else:
             self.skip()
 
@@ -509,6 +520,7 @@ class FeedHandler(Handler):
             RecoveryRequest(
                 ticket=self.ticket,
                 run_ns=self.run_ns,
+                sent_ns=self.sent_ns if self.known else 0,
                 next=following,
                 until_ns=until_ns,
                 session=self.session,

@@ -75,6 +75,9 @@ _COUNT: Final = struct.Struct("<H")
 _SEQUENCE_SENT: Final = struct.Struct("<qq")
 _SESSION: Final = struct.Struct("<I")
 
+_READ_BYTES: Final = 1 << 18
+_FRAMES_AT_ONCE: Final = 64
+
 ALIVE_S: Final = 1.0
 SILENCE_S: Final = 5.0
 """A session without a frame for so long is given up and made again."""
@@ -82,10 +85,14 @@ SILENCE_S: Final = 5.0
 
 @message(STREAM + 16)
 class RecoveryRequest(MessageBase):
-    """Wanted: every packet behind ``(session, run_ns, next)`` that was sent until `until_ns`."""
+    """Wanted: every packet behind ``(session, run_ns, next)`` that was sent until `until_ns`.
+
+    What was sent in that run before `sent_ns` is known; 0 if that is not sure.
+    """
 
     ticket: i64
     run_ns: i64
+    sent_ns: i64
     next: i64
     until_ns: i64
     session: u32
@@ -102,9 +109,13 @@ class RecoveryDone(MessageBase):
 
 @message(STREAM + 18)
 class RecoveryGone(MessageBase):
-    """Messages `first_missing` up to `next` cannot be had; -1: nor anything else of that run."""
+    """Messages `first_missing` up to `next` cannot be had; -1: nor anything else of that run.
+
+    Session and `run_ns` are those of the request.
+    """
 
     ticket: i64
+    run_ns: i64
     first_missing: i64
     next: i64
     session: u32
@@ -155,6 +166,7 @@ class RecoverySession:
         self._requests = requests
         self._recovered = recovered
         self._pending: RecoveryRequest | None = None
+        self._newest: bytes | None = None
         self.asked = 0
         self.answered = 0
         self.packets = 0
@@ -176,11 +188,31 @@ class RecoverySession:
 
     async def _ask(self, writer: asyncio.StreamWriter) -> None:
         """Send what was not answered before the last cut, and then every request that comes."""
-        if self._pending is not None:
-            await self._send(writer, self._pending)
+        left = self.left()
+        if left is not None:
+            await self._send(writer, left)
         async for each in Messages(self._requests):
-            self._pending = RecoveryRequest.view(bytes(each.payload))
-            await self._send(writer, self._pending)
+            await self._send(writer, self.want(RecoveryRequest.view(bytes(each.payload))))
+
+    def want(self, request: RecoveryRequest) -> RecoveryRequest:
+        """Note what is wanted from now on; return it."""
+        self._pending, self._newest = request, None
+        return request
+
+    def left(self) -> RecoveryRequest | None:
+        """Return what is still wanted: behind the newest packet that came; ``None``: nothing."""
+        if self._pending is None or self._newest is None:
+            return self._pending
+        session, _, end, sent_ns = _place(self._newest)
+        return RecoveryRequest(
+            ticket=self._pending.ticket,
+            run_ns=sent_ns,
+            sent_ns=sent_ns,
+            next=end,
+            until_ns=self._pending.until_ns,
+            session=session,
+            channel=self._pending.channel,
+        )
 
     async def _send(self, writer: asyncio.StreamWriter, request: RecoveryRequest) -> None:
         self.asked += 1
@@ -188,45 +220,41 @@ class RecoverySession:
         await writer.drain()
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
+        # Many frames at a time: catching up must be faster than the feed.
+        rest = b""
         while True:
             async with asyncio.timeout(SILENCE_S):
-                length, kind = FRAME.unpack(await reader.readexactly(FRAME.size))
-                payload = await reader.readexactly(length)
-            self._take(kind, payload)
+                data = await reader.read(_READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the recovery server has closed the session")
+            data = rest + data
+            at = 0
+            while at + FRAME.size <= len(data):
+                length, kind = FRAME.unpack_from(data, at)
+                end = at + FRAME.size + length
+                if end > len(data):
+                    break
+                self.take(kind, data[at + FRAME.size : end])
+                at = end
+            rest = data[at:]
 
-    def _take(self, kind: int, payload: bytes) -> None:
+    def take(self, kind: int, payload: bytes) -> None:
+        """Take one frame."""
         pending = self._pending
         if pending is None:
             return
         if kind == PACKET and len(payload) >= 40:
             self.packets += 1
             self._recovered.append(RECOVERED_PACKET, payload)
-            # If the session is cut now, the next one goes on behind this packet.
-            session, _, end, sent_ns = _place(payload)
-            self._pending = _from(pending, session, sent_ns, end)
+            self._newest = payload
         elif kind == GONE and len(payload) >= RecoveryGone.size_bytes:
-            gone = RecoveryGone.view(payload)
-            self._recovered.publish(gone)
-            if gone.next >= 0:
-                self._pending = _from(pending, pending.session, pending.run_ns, gone.next)
+            self._recovered.publish(RecoveryGone.view(payload))
         elif kind == DONE and len(payload) >= RecoveryDone.size_bytes:
             told = RecoveryDone.view(payload)
             if told.ticket == pending.ticket:
                 self._recovered.publish(told)
                 self._pending = None
                 self.answered += 1
-
-
-def _from(request: RecoveryRequest, session: int, run_ns: int, following: int) -> RecoveryRequest:
-    """Return what is left of a request."""
-    return RecoveryRequest(
-        ticket=request.ticket,
-        run_ns=run_ns,
-        next=following,
-        until_ns=request.until_ns,
-        session=session,
-        channel=request.channel,
-    )
 
 
 class PacketHistory:
@@ -301,6 +329,8 @@ class PacketHistory:
         found = bisect_left(self._ends, request.next, first, end)
         if found < end and _place(self._packets[found])[1] < request.next == self._ends[found]:
             found += 1
+        # There may be hours of heartbeats.
+        found = max(found, bisect_left(self._sent_ns, request.sent_ns, first, end))
         if found >= oldest:
             return found, None
         sequence = _place(self._packets[oldest])[1]
@@ -310,6 +340,7 @@ class PacketHistory:
 def _gone(request: RecoveryRequest, following: int) -> RecoveryGone:
     return RecoveryGone(
         ticket=request.ticket,
+        run_ns=request.run_ns,
         first_missing=request.next,
         next=following,
         session=request.session,
@@ -385,6 +416,6 @@ class RecoveryServer:
             # Not closed: reset, as when a machine in between forgets the connection.
             writer.transport.abort()
             raise ConnectionAbortedError
-        for each in frames:
-            writer.write(each)
+        for first in range(0, len(frames), _FRAMES_AT_ONCE):
+            writer.write(b"".join(frames[first : first + _FRAMES_AT_ONCE]))
             await writer.drain()
