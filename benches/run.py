@@ -28,6 +28,7 @@ if str(ROOT) not in sys.path:
 from benches import (  # noqa: E402
     calls,
     feed,
+    frames,
     handoff,
     hot,
     hot_compile,
@@ -57,6 +58,7 @@ def subjects() -> dict[str, Measure]:
     found["independence"] = independence.measure
     found["calls"] = calls.measure
     found["column"] = calls.measure_column
+    found["frames"] = frames.measure
     found["startup"] = startup.measure
     found["peers"] = peers.measure
     found["feed"] = feed.measure

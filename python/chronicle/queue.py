@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 from chronicle import _core
 from chronicle.aio import Messages
-from chronicle.errors import BadArgument, NotAQueue, SchemaMismatch
+from chronicle.errors import BadArgument, Gap, NotAQueue, SchemaMismatch
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
     from numpy.typing import NDArray
+
+    from chronicle.frames import Block, Scaled, Text
 
 __all__ = [
     "FanInReader",
@@ -228,6 +233,10 @@ class QueueWriter(_core.QueueWriter):
         """The message classes of this queue, by type id."""
         return dict(self._types)
 
+    def _repr_html_(self) -> str:
+        """Return the queue that it writes as HTML, for notebooks."""
+        return Queue(self.path)._repr_html_()
+
     def __enter__(self) -> Self:
         return self
 
@@ -305,20 +314,11 @@ class QueueReader(_core.QueueReader):
         """
         import numpy as np
 
-        headers = np.dtype(
-            {
-                "names": ["type_id", "seq", "timestamp_ns"],
-                "formats": ["<u2", "<u8", "<u8"],
-                "offsets": [4, 8, 16],
-                "itemsize": _core.RECORD_HEADER_BYTES,
-            }
-        )
         run = self._typed_run(cls, count_max)
         if run is None:
-            return self._nothing(cls), np.zeros(0, dtype=headers)
-        shape, strides = (run.count,), (run.stride,)
-        over: NDArray[Any] = np.ndarray(shape, headers, buffer=_as_any(run), strides=strides)
-        return _lay_over(run, (cls or self._queue.class_of(run.type_id)).dtype), over
+            return self._nothing(cls), np.zeros(0, dtype=_header_dtype())
+        payloads = _lay_over(run, (cls or self._queue.class_of(run.type_id)).dtype)
+        return payloads, _headers_of(run)
 
     def _nothing(self, cls: type[MessageBase] | None) -> NDArray[Any]:
         import numpy as np
@@ -336,13 +336,7 @@ class QueueReader(_core.QueueReader):
             return None
         try:
             wanted = cls if cls is not None else self._queue.class_of(run.type_id)
-            if wanted.type_id != run.type_id or wanted.size_bytes != run.payload_bytes:
-                raise SchemaMismatch(
-                    f"message seq={run.first_seq} is not a {wanted.__name__}: "
-                    f"type_id={run.type_id} len={run.payload_bytes}, "
-                    f"expected type_id={wanted.type_id} len={wanted.size_bytes}; "
-                    "read it with next(), or with the class of that type"
-                )
+            _check_run(run, wanted)
         except Exception:
             # Nothing is skipped by a wrong guess.
             self.seek(max(seq, run.first_seq))
@@ -385,6 +379,10 @@ class QueueReader(_core.QueueReader):
         """The message classes of this queue, by type id."""
         return dict(self._queue.types)
 
+    def _repr_html_(self) -> str:
+        """Return the queue that it reads as HTML, for notebooks."""
+        return self._queue._repr_html_()
+
     def __iter__(self) -> Iterator[Message]:
         """Yield what is there now; ends when there is nothing more to read."""
         while (message := self.next()) is not None:
@@ -398,6 +396,36 @@ class QueueReader(_core.QueueReader):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _check_run(run: _core.Run, wanted: type[MessageBase]) -> None:
+    if wanted.type_id != run.type_id or wanted.size_bytes != run.payload_bytes:
+        raise SchemaMismatch(
+            f"message seq={run.first_seq} is not a {wanted.__name__}: "
+            f"type_id={run.type_id} len={run.payload_bytes}, "
+            f"expected type_id={wanted.type_id} len={wanted.size_bytes}; "
+            "read it with next(), or with the class of that type"
+        )
+
+
+def _header_dtype() -> np.dtype[Any]:
+    import numpy as np
+
+    return np.dtype(
+        {
+            "names": ["type_id", "seq", "timestamp_ns"],
+            "formats": ["<u2", "<u8", "<u8"],
+            "offsets": [4, 8, 16],
+            "itemsize": _core.RECORD_HEADER_BYTES,
+        }
+    )
+
+
+def _headers_of(run: _core.Run) -> NDArray[Any]:
+    import numpy as np
+
+    shape, strides = (run.count,), (run.stride,)
+    return np.ndarray(shape, _header_dtype(), buffer=_as_any(run), strides=strides)
 
 
 def _as_any(run: _core.Run) -> Any:
@@ -679,6 +707,184 @@ class Queue:
     def inspect(self) -> dict[str, Any]:
         """Return everything that can be said without reading messages. Touches nothing."""
         return inspect(self.path)
+
+    # --- For notebooks; chronicle.frames says which values are copied, and what becomes of them ---
+
+    def to_numpy(
+        self,
+        message: type[MessageBase] | int | str | None = None,
+        *,
+        start: Start = "earliest",
+        stop: int | dt.datetime | None = None,
+    ) -> NDArray[Any]:
+        """Return the messages of one type, in a range, as a structured array.
+
+        A view of the file, without a copy, while the range stands in one segment and is one run of
+        that type; a copy otherwise. Reads unregistered: nothing is written, nothing is held.
+
+        Parameters
+        ----------
+        message
+            The class, its name, or its type id; may be left out if the schema has one class only.
+            Messages of other types are passed over.
+        start
+            The first message: ``"earliest"``, a sequence number, or a datetime with a time zone.
+        stop
+            The first message that is left out, or the time from which on messages are left out, as
+            `QueueReader.seek` finds it. By default all that is there now.
+
+        Raises
+        ------
+        BadArgument
+            If it cannot be told which type is meant, or the range is none.
+        SchemaMismatch
+            If a message of the type has another size than its class.
+        Gap
+            If messages of the range were deleted; not for ``start="earliest"`` and what was
+            deleted before.
+        SequenceNotWritten
+            If `start` is beyond the next message.
+        """
+        from chronicle import frames
+
+        cls, blocks = self._blocks(message, start, stop)
+        return frames.to_numpy(cls, blocks)
+
+    def to_arrow(
+        self,
+        message: type[MessageBase] | int | str | None = None,
+        *,
+        start: Start = "earliest",
+        stop: int | dt.datetime | None = None,
+        headers: bool = True,
+        scaled: Scaled = "decimal",
+        text: Text = "str",
+    ) -> pa.Table:
+        """Return the messages of one type, in a range, as an Arrow table; copies each value once.
+
+        Needs the extra `frames`.
+
+        Parameters
+        ----------
+        message, start, stop
+            As for `to_numpy`.
+        headers
+            Give sequence numbers and timestamps as the columns ``_seq`` and ``_timestamp``.
+        scaled
+            What becomes of integers with implied decimals: exact ``"decimal"``, ``"float"``, or the
+            ``"raw"`` integers.
+        text
+            ``"str"``, or ``"bytes"`` for text that is not ASCII.
+
+        Raises
+        ------
+        BadArgument
+            As `to_numpy`, and if a library is missing.
+        DecodeError
+            If text is not ASCII, or a timestamp later than the year 2262.
+        Gap, SchemaMismatch, SequenceNotWritten
+            As `to_numpy`.
+        """
+        from chronicle import frames
+
+        cls, blocks = self._blocks(message, start, stop)
+        return frames.to_arrow(cls, blocks, headers=headers, scaled=scaled, text=text)
+
+    def to_polars(
+        self,
+        message: type[MessageBase] | int | str | None = None,
+        *,
+        start: Start = "earliest",
+        stop: int | dt.datetime | None = None,
+        headers: bool = True,
+        scaled: Scaled = "decimal",
+        text: Text = "str",
+    ) -> pl.DataFrame:
+        """Return the messages of one type, in a range, as a Polars frame; see `to_arrow`."""
+        from chronicle import frames
+
+        cls, blocks = self._blocks(message, start, stop)
+        return frames.to_polars(cls, blocks, headers=headers, scaled=scaled, text=text)
+
+    def to_pandas(
+        self,
+        message: type[MessageBase] | int | str | None = None,
+        *,
+        start: Start = "earliest",
+        stop: int | dt.datetime | None = None,
+        headers: bool = True,
+        scaled: Scaled = "decimal",
+        text: Text = "str",
+    ) -> pd.DataFrame:
+        """Return the messages of one type, in a range, as a pandas frame; see `to_arrow`.
+
+        Columns of plain numbers are read-only views of the file, as `to_numpy` says.
+        """
+        from chronicle import frames
+
+        cls, blocks = self._blocks(message, start, stop)
+        return frames.to_pandas(cls, blocks, headers=headers, scaled=scaled, text=text)
+
+    def _blocks(
+        self,
+        message: type[MessageBase] | int | str | None,
+        start: Start,
+        stop: int | dt.datetime | None,
+    ) -> tuple[type[MessageBase], list[Block]]:
+        """Find the messages; a block for each run of them."""
+        cls = self._class_meant(message)
+        if start == "resume":
+            raise BadArgument("bad start: found='resume'; a queue has no cursor, its readers have")
+        end = self._seq_of("latest" if stop is None else stop)
+        blocks = []
+        with self.open_subscriber(self.path, None, start=start) as reader:
+            is_first = True
+            while (left := end - reader.next_seq) > 0:
+                try:
+                    run = reader.next_run(count_max=left)
+                except Gap as gap:
+                    if start != "earliest" or not is_first or gap.reason != "retention":
+                        raise
+                    # What was deleted before is no part of what there is; the reader is behind it.
+                    continue
+                finally:
+                    is_first = False
+                if run is None:
+                    break
+                if run.type_id == cls.type_id:
+                    _check_run(run, cls)
+                    blocks.append((_lay_over(run, cls.dtype), _headers_of(run)))
+        return cls, blocks
+
+    def _seq_of(self, place: Start) -> int:
+        with self.open_subscriber(self.path, None, start=place) as reader:
+            return reader.next_seq
+
+    def _class_meant(self, message: type[MessageBase] | int | str | None) -> type[MessageBase]:
+        if isinstance(message, type):
+            return message
+        known = {cls.__name__: cls for cls in self.types.values()}
+        if message is None and len(known) == 1:
+            return next(iter(known.values()))
+        if isinstance(message, int):
+            return self.class_of(message)
+        found = None if message is None else known.get(message)
+        if found is None:
+            names = ", ".join(sorted(known)) or "none"
+            raise BadArgument(
+                f"which messages? found={message!r} in_schema={names}; pass a message class, its "
+                "name, or its type id"
+            )
+        return found
+
+    def _repr_html_(self) -> str:
+        """Return the queue as HTML, for notebooks: schema, rate, last messages. Only looks."""
+        from chronicle.display import queue_html
+
+        return queue_html(self, lambda start: self.open_subscriber(self.path, None, start=start))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def __repr__(self) -> str:
         return f"Queue({str(self.path)!r})"

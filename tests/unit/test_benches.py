@@ -16,6 +16,7 @@ from chronicle.hot.meter import Histogram
 from benches import (
     calls,
     feed,
+    frames,
     handoff,
     hot,
     hot_compile,
@@ -85,7 +86,9 @@ def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:
     assert_plausible(measure(run))
 
 
-@pytest.mark.parametrize("measure", [calls.measure, calls.measure_column, startup.measure])
+@pytest.mark.parametrize(
+    "measure", [calls.measure, calls.measure_column, frames.measure, startup.measure]
+)
 def test_a_python_benchmark_checks_out(run: Run, measure) -> None:
     assert_plausible(measure(run))
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from chronicle.report.markup import Node, node
+from chronicle.markup import Node, node
 from chronicle.report.scales import LogScale, percent_text, seconds_ticks, time_text
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import msgspec
 
 from chronicle.errors import DecodeError
 from chronicle.hot.meter import Histogram
-from chronicle.report.markup import clean
+from chronicle.markup import clean
 
 __all__ = [
     "Figure",

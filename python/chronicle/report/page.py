@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from chronicle.markup import Node, document, node, raw
 from chronicle.report import charts
 from chronicle.report.document import DATA_ID, Run, Series, Timeline
-from chronicle.report.markup import Node, document, node, raw
 from chronicle.report.scales import count_text, percent_text, time_text
 
 if TYPE_CHECKING:

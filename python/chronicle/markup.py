@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-__all__ = ["Node", "document", "node", "raw"]
+__all__ = ["Node", "clean", "document", "fragment", "node", "raw"]
 
 Node = ET.Element
 
@@ -69,6 +69,11 @@ def raw(tag: str, text: str, **attributes: str) -> Node:
     return made
 
 
+def fragment(root: Node) -> str:
+    """Return an element as HTML, to stand in somebody else's page."""
+    return ET.tostring(root, encoding="unicode", method="html")
+
+
 def document(root: Node) -> str:
     """Return the page as text."""
-    return "<!DOCTYPE html>\n" + ET.tostring(root, encoding="unicode", method="html") + "\n"
+    return f"<!DOCTYPE html>\n{fragment(root)}\n"
