@@ -166,10 +166,28 @@ class Harness:
         info = info or Info()
         # One byte off, so that nothing relies on alignment.
         place = ctypes.create_string_buffer(b"\0" + data, len(data) + 1)
-        made = MessageBytes(
-            payload=ctypes.addressof(place) + 1,
-            len_bytes=len(data) if len_bytes is None else len_bytes,
+        return self.send_place(
+            ctypes.addressof(place) + 1,
+            len(data) if len_bytes is None else len_bytes,
+            info,
+            kind=kind,
             type_id=_type_id(message, info) if type_id is None else type_id,
+        )
+
+    def send_place(
+        self,
+        place: int,
+        len_bytes: int,
+        info: Info = Info(),  # noqa: B008  (it cannot be changed)
+        *,
+        kind: str,
+        type_id: int = 0,
+    ) -> int:
+        """Call ``on_message`` with a payload that stands somewhere; return its status."""
+        made = MessageBytes(
+            payload=place,
+            len_bytes=len_bytes,
+            type_id=type_id,
             kind=KINDS[kind],
             source=info.source,
             tag=info.tag,

@@ -8,7 +8,9 @@ forms of the handlers and through the NumPy decoders.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -29,11 +31,11 @@ from chronicle.feeds.source import ByteSource
 from chronicle.feeds.type_ids import FEED_RANGE_SIZE, STREAM
 from chronicle.feeds.wire import MessageTable
 from chronicle.hot import Bytes, Counter, Handler, Info, Output, on
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests import feeds_support as made
-from tests.hot_support import Step, assert_same
+from tests.hot_support import Harness, Step, assert_same
 from tests.native_support import until
 from tests.queue_support import subscriber
 
@@ -195,7 +197,9 @@ def wire_messages(table: MessageTable) -> list[bytes]:
         for offset, form in layout.fields.values():
             if form.startswith("S"):
                 width = int(form[1:])
-                message[offset : offset + width] = b"A B\0 "[:width].ljust(width, b" ")
+                # One byte of text keeps its space.
+                text = b" " if width == 1 else b"A B\0 "[:width].ljust(width, b" ")
+                message[offset : offset + width] = text
         out.append(bytes(message))
     return out
 
@@ -211,7 +215,8 @@ def decoded(feed: str, packet: bytes) -> tuple[Records, dict[str, int]]:
     """What the NumPy decoder makes of one packet alone."""
     counts = Counts()
     decoder = IexDecoder(counts) if feed == "iex" else MoldDecoder(counts)
-    (chunk,), _ = made.read_packets(made.pcap([made.frame(packet)]))
+    capture = made.pcap([made.frame(packet)])
+    (chunk,), _ = made.read_packets(capture, chunk_bytes=1 << 14)
     batch = decoder.decode(chunk)
     return list(records([] if batch is None else [batch])), counts.skipped
 
@@ -252,6 +257,100 @@ def test_every_truncation_of_a_packet_is_counted_and_publishes_nothing(feed: str
     packet = packet_of(feed, wire_messages(table)[:4])
     assert check(feed, [packet[:size] for size in range(len(packet))]) == []
     assert check(feed, [packet + b"\0"]) == []
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_lengths_and_counts_that_lie_are_counted_and_publish_nothing(feed: str) -> None:
+    _, table = FEEDS[feed]
+    messages = wire_messages(table)[:3]
+    packet = packet_of(feed, messages)
+    order, count_at, at = ("<", 14, 40) if feed == "iex" else (">", 18, 20)
+    places = [count_at] + ([12] if feed == "iex" else [])
+    for message in messages:
+        places.append(at)
+        at += 2 + len(message)
+    for place in places:
+        (value,) = struct.unpack_from(order + "H", packet, place)
+        for lie in {0, value - 1, value + 1, value + 2, 0x7FFF, 0xFFFE} - {value}:
+            changed = bytearray(packet)
+            struct.pack_into(order + "H", changed, place, lie)
+            assert check(feed, [bytes(changed)]) == [], (place, lie)
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_sequence_numbers_that_cannot_be_are_malformed(feed: str) -> None:
+    packet = bytearray(packet_of(feed, wire_messages(FEEDS[feed][1])[:1]))
+    form, at = ("<Q", 24) if feed == "iex" else (">Q", 10)
+    for sequence, count in ((0, 1), ((1 << 62) - 1, 1), (1 << 62, 0), (1 << 63, 0), (1 << 64, 0)):
+        struct.pack_into(form, packet, at, max(sequence - (sequence >> 64), 0))
+        assert len(check(feed, [bytes(packet)])) == count, sequence
+
+
+class Direct(Handler):
+    """Publishes a message of the wire from wherever the datagram says."""
+
+    live: Output
+
+    @on.datagram
+    def datagram(self, data: Bytes, info: Info) -> None:
+        body = data.part(16, len(data) - 16)
+        if info.line:
+            hot_mold.WIRES.publish(self.live, body, data.i64(0), data.i64(8))
+        else:
+            hot_iex.WIRES.publish(self.live, body, data.i64(0), data.i64(8))
+
+
+ENDS = [-(1 << 63), -1, 0, 1, 2, 30, 31, 40, 60, (1 << 32) + 1, (1 << 63) - 1]
+
+
+@SETTINGS
+@given(
+    st.integers(0, 1),
+    st.sampled_from(ENDS) | st.integers(0, 64),
+    st.sampled_from(ENDS) | st.integers(0, 64),
+    st.sampled_from(wire_messages(IEX_TABLE) + wire_messages(ITCH_TABLE)),
+)
+@example(0, 0, 31, b"8" + bytes(29))
+@example(0, 31, -1, b"8" + bytes(29))
+def test_a_message_that_is_not_inside_fails_alike(
+    line: int, at: int, length: int, body: bytes
+) -> None:
+    data = struct.pack("<qq", at, length) + body
+    outcome = assert_same(Direct, [Step(data, Info(line=line), kind="datagram")])
+    inside = 0 <= at <= len(body) and 0 <= length <= len(body) - at
+    assert (outcome.failure is None) == inside
+
+
+class GuardedPage:
+    """A page, and behind it one whose every access kills the process."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        libc = ctypes.CDLL(None, use_errno=True)
+        end = ctypes.c_void_p(self._base + mmap.PAGESIZE)
+        assert libc.mprotect(end, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+
+    def put(self, data: bytes) -> int:
+        """Put bytes at the end of the page; return where they begin."""
+        place = self._base + mmap.PAGESIZE - len(data)
+        ctypes.memmove(place, data, len(data))
+        return place
+
+
+def test_nothing_is_read_behind_a_packet() -> None:
+    page = GuardedPage()
+    for feed, (handler, table) in FEEDS.items():
+        harness = Harness(handler())
+        messages = wire_messages(table)
+        whole = packet_of(feed, [*messages, b""])
+        packets = [whole[:size] for size in range(0, len(whole), 7)]
+        packets += [packet_of(feed, [each[:size]]) for each in messages for size in (0, 1, 8, 17)]
+        packets += [packet_of(feed, [each]) for each in messages]
+        for packet in [whole, *packets]:
+            status = harness.send_place(page.put(packet), len(packet), kind="datagram")
+            assert status == 0
+        assert len(harness.published) == len(messages) * 6 + 1
 
 
 @pytest.mark.parametrize("protocol", [0x8002, 0x8005, 0x8006])

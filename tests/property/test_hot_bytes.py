@@ -171,6 +171,9 @@ BODIES = st.binary(max_size=48) | st.text("A \0\x7f", max_size=20).map(str.encod
 @example([(5, 0, 0, 0, b"\xff" * 8)])
 @example([(8, 0, 0, 0, b"     ")])
 @example([(7, 0, 0, 0, b"A \0     ")])
+@example([(10, 0, 40, 1, b"x")])
+@example([(10, 0, -1, 1, b"x")])
+@example([(10, 0, 39, 2, b"x")])
 @example([(10, 0, 8, 8, b"abcdefghijkl"), (10, 24, 20, 8, b"0123456789"), (14, 0, 0, 0, b"z")])
 def test_whatever_the_place_both_ways_do_the_same(
     given_: list[tuple[int, int, int, int, bytes]],
