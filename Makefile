@@ -68,6 +68,9 @@ chaos: SECONDS = 300
 chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then account for every order; SEED=7
 	$(BIN)/python examples/chaos.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+strategies: $(EXTENSION) ## Two hundred strategies come and go: each seen once, no system call, what a message costs
+	$(BIN)/python examples/strategies.py $(ARGS)
+
 bench: $(EXTENSION) $(PEERS) ## Every figure as a ratio to a floor or a peer measured in the same run
 	$(BIN)/python benches/run.py $(ARGS)
 

@@ -37,8 +37,10 @@ from chronicle.hot import (
     choose_wait,
 )
 from chronicle.hot.rebuild import Past, rebuild
+from chronicle.hot.waits import Wait
 from chronicle.message import MessageBase, char8, i64, u8, u32
 from chronicle.sidecar import Admission
+from chronicle.sidecar.discovery import OnChange
 from orders import (
     BUY,
     SELL,
@@ -514,6 +516,69 @@ def stop_if_failed(sidecar: Sidecar, event: object) -> None:
         sidecar.request_stop()
 
 
+def start(
+    sidecar: Sidecar,
+    bus: Bus,
+    name: str,
+    exchange: str,
+    *,
+    allowed: list[str],
+    limits: Path | None = None,
+    core: int | None = None,
+    wait: Wait = "sleep",
+    on_change: OnChange | None = None,
+) -> HotThread:
+    """Set a router up on a sidecar; return its hot thread."""
+    endpoint = bus.open_endpoint(f"gateways/{name}")
+    sidecar.serve_endpoint(endpoint)
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    sidecar.publish_counters(counters)
+    seats = Seats(bus.path, name, allowed)
+    seats.provisioner = sidecar.provisioner
+    forwards = Queue.open_publisher(
+        endpoint.path / "exchange",
+        schema=[Forward],
+        segment_bytes=1 << 20,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.close_at_stop(forwards.close)
+    sidecar.close_at_stop(seats.close)
+    router = Router(name=name.encode())
+    state = seats.rebuild(router, endpoint.path / "exchange")
+    seats.hot = hot = HotThread(
+        router,
+        state=state,
+        outputs={"forwards": forwards, "reports": seats.writers},
+        name="router",
+        core=core,
+        wait=wait,
+        guard="enforce",
+        counters_file=counters,
+        sources_max=SEATS + 1,
+        provisioner=sidecar.provisioner,
+    )
+    sidecar.attach(hot, on_event=lambda event: stop_if_failed(sidecar, event))
+    sidecar.discover(
+        bus.path / "orders" / "*" / "out",
+        hot,
+        name=f"router-{name}",
+        admit=seats.admit,
+        on_gone=seats.leave,
+        on_change=on_change,
+        readiness=bus.readiness,
+    )
+    sidecar.discover(
+        bus.path / "exchanges" / exchange / name,
+        hot,
+        name=f"router-{name}",
+        admit=lambda _path: Admission(start=int(hot.state["cause"]) + 1, tag=EXCHANGE),
+    )
+    if limits is not None:
+        sidecar.settings(limits, Limits, hot, ranges=RANGES)
+    endpoint.ready(["exchange"])
+    return hot
+
+
 def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     parser = argparse.ArgumentParser(description="Route orders of strategies to an exchange.")
@@ -526,54 +591,17 @@ def main() -> None:
     parser.add_argument("--wait", default="auto", choices=WAITS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="router: %(message)s")
-    bus = Bus(options.bus)
     sidecar = Sidecar()
-    endpoint = bus.open_endpoint(f"gateways/{options.name}")
-    sidecar.serve_endpoint(endpoint)
-    counters = CountersFile.create(endpoint.path / "COUNTERS")
-    sidecar.publish_counters(counters)
-    seats = Seats(bus.path, options.name, options.allow or ["*"])
-    seats.provisioner = sidecar.provisioner
-    forwards = Queue.open_publisher(
-        endpoint.path / "exchange",
-        schema=[Forward],
-        segment_bytes=1 << 20,
-        provisioner=sidecar.provisioner,
-    )
-    sidecar.close_at_stop(forwards.close)
-    sidecar.close_at_stop(seats.close)
-    router = Router(name=options.name.encode())
-    state = seats.rebuild(router, endpoint.path / "exchange")
-    seats.hot = hot = HotThread(
-        router,
-        state=state,
-        outputs={"forwards": forwards, "reports": seats.writers},
-        name="router",
+    hot = start(
+        sidecar,
+        Bus(options.bus),
+        options.name,
+        options.exchange,
+        allowed=options.allow or ["*"],
+        limits=options.limits,
         core=options.core,
         wait=choose_wait(options.wait),
-        guard="enforce",
-        counters_file=counters,
-        sources_max=SEATS + 1,
-        provisioner=sidecar.provisioner,
     )
-    sidecar.attach(hot, on_event=lambda event: stop_if_failed(sidecar, event))
-    sidecar.discover(
-        bus.path / "orders" / "*" / "out",
-        hot,
-        name=f"router-{options.name}",
-        admit=seats.admit,
-        on_gone=seats.leave,
-        readiness=bus.readiness,
-    )
-    sidecar.discover(
-        bus.path / "exchanges" / options.exchange / options.name,
-        hot,
-        name=f"router-{options.name}",
-        admit=lambda _path: Admission(start=int(hot.state["cause"]) + 1, tag=EXCHANGE),
-    )
-    if options.limits:
-        sidecar.settings(options.limits, Limits, hot, ranges=RANGES)
-    endpoint.ready(["exchange"])
     sidecar.serve()
     if hot.failure is not None:
         raise SystemExit(f"router: {hot.failure}")
