@@ -44,6 +44,21 @@ class AddReader(Value):
     tag
         A number of the application's own choice, 0 to 2**32 - 1: handlers of a hot thread see it as
         ``info.tag``.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> sender, receiver = chronicle.channel(16)
+    >>> sender.send(chronicle.AddReader(chronicle.Queue.open_subscriber(path, "loop")))
+    >>> fanin = chronicle.FanInReader()
+    >>> match receiver.try_recv():
+    ...     case chronicle.AddReader(reader):
+    ...         fanin.add_reader(reader)
+    0
+    >>> fanin.close(); writer.close(); folder.cleanup()
     """
 
     __slots__ = ("reader", "tag")
@@ -67,6 +82,17 @@ class AddWriter(Value):
         Opened by the sidecar.
     slot
         Which one of a table of outputs.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> command = chronicle.AddWriter("signals", writer)
+    >>> command.output, command.slot
+    ('signals', None)
+    >>> writer.close(); folder.cleanup()
     """
 
     __slots__ = ("output", "writer", "slot")  # noqa: RUF023  (the order of the fields)
@@ -85,6 +111,14 @@ class RemoveReader(Value):
     ----------
     source
         The number that `FanInReader.add_reader` gave.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> match chronicle.RemoveReader(3):
+    ...     case chronicle.RemoveReader(source):
+    ...         print(source)
+    3
     """
 
     __slots__ = ("source",)
@@ -103,6 +137,12 @@ class RemoveWriter(Value):
         The name that the handler gives it.
     slot
         Which one of a table of outputs.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> chronicle.RemoveWriter("reports", slot=2)
+    RemoveWriter(output='reports', slot=2)
     """
 
     __slots__ = ("output", "slot")
@@ -114,6 +154,15 @@ class RemoveWriter(Value):
 
 
 class Stop(Value):
-    """Finish."""
+    """Finish.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> sender, receiver = chronicle.channel(1)
+    >>> sender.send(chronicle.Stop())
+    >>> receiver.try_recv() == chronicle.Stop()
+    True
+    """
 
     __slots__ = ()

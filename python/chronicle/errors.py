@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+#: What to do about an error: go on, mend the call, or stop using the file.
 Category = Literal["warn", "error", "fatal"]
 
 __all__ = [
@@ -742,7 +743,16 @@ class SegmentMissing(ChronicleError):
 
 
 class SettingsRefused(ChronicleError):
-    """A settings file is not right; nothing was changed. Tells every key that is wrong."""
+    """A settings file is not right; nothing was changed. Tells every key that is wrong.
+
+    What to do: mend the keys that the message names; what was set before still holds.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> issubclass(chronicle.SettingsRefused, chronicle.ChronicleError)
+    True
+    """
 
 
 class SequenceNotWritten(ChronicleError, ValueError):

@@ -118,7 +118,14 @@ SCALE_MAX = 18
 
 
 class Number(NamedTuple):
-    """One number type: its name in schemas, its `struct` code, its NumPy format and its range."""
+    """One number type: its name in schemas, its `struct` code, its NumPy format and its range.
+
+    Examples
+    --------
+    >>> from chronicle.message import NUMBERS
+    >>> NUMBERS["u16"].size_bytes, NUMBERS["u16"].maximum
+    (2, 65535)
+    """
 
     name: str
     code: str
@@ -131,6 +138,8 @@ class Number(NamedTuple):
 class Chars(Value):
     """Field type: fixed-width text of `count` bytes, NUL-padded.
 
+    Examples
+    --------
     >>> Chars(8).count
     8
     """
@@ -152,6 +161,16 @@ class Array(Value):
         One of the number aliases of this module, such as `f64`.
     count
         Elements, at least 1.
+
+    Examples
+    --------
+    >>> from typing import Annotated
+    >>> from chronicle.message import Array, MessageBase, f64, message
+    >>> @message(1)
+    ... class Curve(MessageBase):
+    ...     rates: Annotated[tuple[float, ...], Array(f64, 3)]
+    >>> Curve(rates=(1.0, 2.0, 3.0)).rates
+    (1.0, 2.0, 3.0)
     """
 
     __slots__ = ("number", "count")  # noqa: RUF023  (the order of the fields)
@@ -169,6 +188,8 @@ class Array(Value):
 class Scale(Value):
     """Metadata: the integer carries `decimals` implied decimals. Changes display only.
 
+    Examples
+    --------
     >>> price = Annotated[i64, Scale(4)]
     """
 
@@ -196,30 +217,50 @@ def _integer(name: str, code: str, numpy: str, bits: int, *, signed: bool) -> Nu
     return Number(name, code, numpy, bits // 8, low, high)
 
 
+#: A whole number of 8 bits, −2^7 to 2^7 − 1.
 i8 = Annotated[int, _integer("i8", "b", "<i1", 8, signed=True)]
+#: A whole number of 16 bits, −2^15 to 2^15 − 1.
 i16 = Annotated[int, _integer("i16", "h", "<i2", 16, signed=True)]
+#: A whole number of 32 bits, −2^31 to 2^31 − 1.
 i32 = Annotated[int, _integer("i32", "i", "<i4", 32, signed=True)]
+#: A whole number of 64 bits, −2^63 to 2^63 − 1.
 i64 = Annotated[int, _integer("i64", "q", "<i8", 64, signed=True)]
+#: A whole number of 8 bits, 0 to 2^8 − 1.
 u8 = Annotated[int, _integer("u8", "B", "<u1", 8, signed=False)]
+#: A whole number of 16 bits, 0 to 2^16 − 1.
 u16 = Annotated[int, _integer("u16", "H", "<u2", 16, signed=False)]
+#: A whole number of 32 bits, 0 to 2^32 − 1.
 u32 = Annotated[int, _integer("u32", "I", "<u4", 32, signed=False)]
+#: A whole number of 64 bits, 0 to 2^64 − 1.
 u64 = Annotated[int, _integer("u64", "Q", "<u8", 64, signed=False)]
+#: A floating-point number of 32 bits, IEEE 754.
 f32 = Annotated[float, Number("f32", "f", "<f4", 4)]
+#: A floating-point number of 64 bits, IEEE 754: a Python `float`.
 f64 = Annotated[float, Number("f64", "d", "<f8", 8)]
+#: True or false, in one byte.
 bool_ = Annotated[bool, Number("bool", "?", "?", 1)]
 
+#: Text of up to 1 byte, as `bytes`, filled with zeros.
 char1 = Annotated[bytes, Chars(1)]
+#: Text of up to 2 bytes, as `bytes`, filled with zeros.
 char2 = Annotated[bytes, Chars(2)]
+#: Text of up to 4 bytes, as `bytes`, filled with zeros.
 char4 = Annotated[bytes, Chars(4)]
+#: Text of up to 8 bytes, as `bytes`, filled with zeros.
 char8 = Annotated[bytes, Chars(8)]
+#: Text of up to 16 bytes, as `bytes`, filled with zeros.
 char16 = Annotated[bytes, Chars(16)]
+#: Text of up to 24 bytes, as `bytes`, filled with zeros.
 char24 = Annotated[bytes, Chars(24)]
+#: Text of up to 32 bytes, as `bytes`, filled with zeros.
 char32 = Annotated[bytes, Chars(32)]
 
 
 class chars:  # noqa: N801  (it is read as a type, like the aliases above)
     """``chars[n]`` is short for ``Annotated[bytes, Chars(n)]``; type checkers need the long form.
 
+    Examples
+    --------
     >>> chars[8] == char8
     True
     """
@@ -229,7 +270,17 @@ class chars:  # noqa: N801  (it is read as a type, like the aliases above)
 
 
 class array:  # noqa: N801
-    """``array[f64, n]`` is short for ``Annotated[tuple[float, ...], Array(f64, n)]``."""
+    """``array[f64, n]`` is short for ``Annotated[tuple[float, ...], Array(f64, n)]``.
+
+    Examples
+    --------
+    >>> from chronicle.message import MessageBase, array, f64, message
+    >>> @message(1)
+    ... class Curve(MessageBase):
+    ...     rates: array[f64, 2]
+    >>> Curve(rates=(1.0, 2.0))
+    Curve(rates=(1.0, 2.0))
+    """
 
     def __class_getitem__(cls, item: tuple[object, int]) -> Any:
         if not isinstance(item, tuple) or len(item) != 2:
@@ -243,6 +294,7 @@ def _metadata_of(hint: object, kind: type[Any]) -> Any:
     return next((item for item in get_args(hint)[1:] if isinstance(item, kind)), None)
 
 
+#: Every number type by its name in schemas.
 NUMBERS: Final[dict[str, Number]] = {
     number.name: number
     for number in (
@@ -272,6 +324,16 @@ class Field(NamedTuple):
         Bytes that the field takes.
     scale
         Implied decimals for display, or ``None``.
+
+    Examples
+    --------
+    >>> from chronicle.message import MessageBase, f64, message, u8
+    >>> @message(1)
+    ... class Tick(MessageBase):
+    ...     side: u8
+    ...     price: f64
+    >>> [(field.name, field.type, field.offset) for field in Tick.FIELDS]
+    [('side', 'u8', 0), ('price', 'f64', 8)]
     """
 
     name: str
@@ -327,6 +389,16 @@ class MessageBase:
     An instance is a window on bytes: on its own after ``Trade(price=1)``, on somebody else's after
     ``Trade.view(buffer)``. It cannot be changed. It is not hashed or compared by identity, but by
     its fields.
+
+    Examples
+    --------
+    >>> from chronicle.message import MessageBase, f64, message
+    >>> @message(1)
+    ... class Trade(MessageBase):
+    ...     price: f64
+    >>> trade = Trade(price=1.5)
+    >>> Trade.view(bytes(trade)) == trade, trade.as_dict()
+    (True, {'price': 1.5})
     """
 
     __slots__ = ("_buffer",)
@@ -471,6 +543,8 @@ def message(type_id: int) -> Callable[[type[_Class]], type[_Class]]:
     ValueError
         If `type_id` is out of range.
 
+    Examples
+    --------
     >>> @message(42)
     ... class Level:
     ...     price: i64
@@ -760,6 +834,8 @@ def message_from_schema(schema: Mapping[str, Any]) -> type[MessageBase]:
     SchemaMismatch
         If its offsets or size are not those that the layout rule gives for its fields.
 
+    Examples
+    --------
     >>> @message(9)
     ... class Beat:
     ...     count: u64

@@ -50,6 +50,12 @@ class PacketStatistics(NamedTuple):
     state
         Of the interface at the last look: ``"up"``, ``"down"`` (or without a carrier) or
         ``"absent"``; ``"closed"`` once the ring is.
+
+    Examples
+    --------
+    >>> from chronicle import PacketStatistics
+    >>> PacketStatistics._fields[:2]
+    ('datagrams', 'bytes')
     """
 
     datagrams: int

@@ -145,6 +145,17 @@ class Recovery(NamedTuple):
         What was wrong with the first message that was cut off.
     below_durable
         The device lost messages that it had confirmed to be flushed.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> recovery = writer.recovery
+    >>> recovery.same_boot, recovery.next_seq, recovery.bytes_discarded
+    (True, 1, 0)
+    >>> writer.close(); folder.cleanup()
     """
 
     same_boot: bool
@@ -164,6 +175,20 @@ class QueueWriter(_core.QueueWriter):
     allocation but the number. `payload` is any C-contiguous buffer. Raises `TooLarge`, and at a
     roll without a provisioner `DiskFull`, `QueueFull` or `QueueRemoved`; nothing is written then,
     and the call may be repeated.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> writer.append(1, b"hello"), writer.append(1, b"")
+    (1, 2)
+    >>> writer.next_seq, writer.epoch
+    (3, 1)
+    >>> writer.flush()  # the last message that is durable
+    2
+    >>> writer.close(); folder.cleanup()
     """
 
     _types: dict[int, type[MessageBase]]
@@ -262,6 +287,24 @@ class QueueReader(_core.QueueReader):
     everything delivered is done with: two stores, no system call.
 
     Iterating yields what is there and stops; ``async for`` waits for more.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> seq = writer.append(1, b"hello")
+    >>> reader = chronicle.Queue.open_subscriber(path, "risk")
+    >>> reader.wait(timeout=1)
+    True
+    >>> message = reader.next()
+    >>> message.seq, bytes(message.payload)
+    (1, b'hello')
+    >>> reader.commit()
+    >>> reader.next() is None
+    True
+    >>> reader.close(); writer.close(); folder.cleanup()
     """
 
     _queue: Queue
@@ -463,6 +506,22 @@ class FanInReader(_core.FanInReader):
     wait
         ``"hybrid"`` spins 20 us and then sleeps; ``"spin"`` never sleeps; ``"sleep"`` sleeps at
         once.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> for name, at in {"a": 2, "b": 1}.items():
+    ...     with chronicle.Queue.open_publisher(
+    ...         f"{folder.name}/{name}", segment_bytes=1 << 16
+    ...     ) as writer:
+    ...         seq = writer.append(1, name.encode(), timestamp_ns=at)
+    >>> readers = [chronicle.Queue.open_subscriber(f"{folder.name}/{n}", "me") for n in "ab"]
+    >>> with chronicle.FanInReader(readers) as fanin:
+    ...     [(message.source, bytes(message.payload)) for message in fanin]
+    [(1, b'b'), (0, b'a')]
+    >>> folder.cleanup()
     """
 
     def __new__(
@@ -513,6 +572,8 @@ class Queue:
 
     The class is the door to writers and readers; an instance only looks.
 
+    Examples
+    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as tmp:
     ...     with Queue.open_publisher(f"{tmp}/ticks", segment_bytes=1 << 16) as writer:

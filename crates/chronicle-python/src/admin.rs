@@ -11,6 +11,12 @@ use pyo3::types::{PyDict, PyList};
 use std::path::PathBuf;
 
 /// The wall clock that timestamps default to, in nanoseconds since 1970-01-01 UTC.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, time
+/// >>> abs(chronicle.clock_ns() - time.time_ns()) < 10**9
+/// True
 #[pyfunction]
 pub fn clock_ns() -> u64 {
     clock::wall_ns()
@@ -25,6 +31,19 @@ macro_rules! dict {
 }
 
 /// Everything that can be said about a queue without reading its messages. Touches nothing.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> path = f"{folder.name}/ticks"
+/// >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+/// >>> writer.append(1, b"hello")
+/// 1
+/// >>> facts = chronicle.inspect(path)
+/// >>> facts["writer_live"], facts["segment_bytes"], len(facts["segments"])
+/// (True, 65536, 1)
+/// >>> writer.close(); folder.cleanup()
 #[pyfunction]
 pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
     let info = py.detach(|| core_inspect::info(&path)).map_err(to_py)?;
@@ -64,6 +83,19 @@ pub fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
 
 /// Reads every message, checksums included, and tells what is damaged. `progress(done, total)` is
 /// called before each segment.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> path = f"{folder.name}/ticks"
+/// >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+/// >>> writer.append(1, b"hello")
+/// 1
+/// >>> report = chronicle.verify(path)
+/// >>> report["records"], report["damage"]
+/// (1, [])
+/// >>> writer.close(); folder.cleanup()
 #[pyfunction]
 #[pyo3(signature = (path, progress = None))]
 pub fn verify(
@@ -95,6 +127,19 @@ pub fn verify(
 }
 
 /// Deletes the segments that the policy lets go and no live reader needs.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> path = f"{folder.name}/ticks"
+/// >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+/// >>> writer.append(1, b"hello")
+/// 1
+/// >>> report = chronicle.apply_retention(path, bytes_max=1 << 20)
+/// >>> report["segments_deleted"], report["held_by"]
+/// (0, None)
+/// >>> writer.close(); folder.cleanup()
 #[pyfunction]
 #[pyo3(signature = (path, *, bytes_max = None, age_ns_max = None))]
 pub fn apply_retention(
@@ -113,6 +158,20 @@ pub fn apply_retention(
 }
 
 /// Forgets where a reader was.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> path = f"{folder.name}/ticks"
+/// >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+/// >>> writer.append(1, b"hello")
+/// 1
+/// >>> chronicle.Queue.open_subscriber(path, "old").close()
+/// >>> chronicle.remove_reader(path, "old")
+/// >>> chronicle.inspect(path)["readers"]
+/// []
+/// >>> writer.close(); folder.cleanup()
 #[pyfunction]
 pub fn remove_reader(py: Python<'_>, path: PathBuf, name: &str) -> PyResult<()> {
     py.detach(|| cursor::remove(&QueueDir::open(&path, true)?, name)).map_err(to_py)

@@ -13,6 +13,16 @@ struct Shared {
 }
 
 /// Makes a channel for at most `capacity` objects.
+///
+/// Examples
+/// --------
+/// >>> import chronicle
+/// >>> sender, receiver = chronicle.channel(16)
+/// >>> sender.send({"limit": 5})
+/// >>> receiver.try_recv()
+/// {'limit': 5}
+/// >>> receiver.try_recv() is None
+/// True
 #[pyfunction]
 pub fn channel(capacity: usize) -> PyResult<(Sender, Receiver)> {
     if capacity == 0 || capacity > 1 << 24 {
@@ -25,12 +35,31 @@ pub fn channel(capacity: usize) -> PyResult<(Sender, Receiver)> {
 }
 
 /// The sending end. Any thread may use it.
+///
+/// Examples
+/// --------
+/// >>> import chronicle
+/// >>> sender, receiver = chronicle.channel(1)
+/// >>> sender.send("a")
+/// >>> try:
+/// ...     sender.send("b", timeout=0.001)
+/// ... except chronicle.ChannelFull:
+/// ...     print("full")
+/// full
 #[pyclass(frozen, module = "chronicle")]
 pub struct Sender {
     shared: Arc<Shared>,
 }
 
 /// The receiving end. Any thread may use it.
+///
+/// Examples
+/// --------
+/// >>> import chronicle
+/// >>> sender, receiver = chronicle.channel(2)
+/// >>> sender.send("a"); sender.send("b")
+/// >>> receiver.try_recv(), receiver.try_recv(), receiver.try_recv()
+/// ('a', 'b', None)
 #[pyclass(frozen, module = "chronicle")]
 pub struct Receiver {
     shared: Arc<Shared>,

@@ -17,6 +17,20 @@ const _: () = assert!(RECORD_HEADER_BYTES.is_multiple_of(RECORD_ALIGN));
 
 /// One message, in place: nothing was copied. Its bytes stay valid for as long as this object or a
 /// view of it lives, whatever happens to the reader, the queue or the file.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> path = f"{folder.name}/ticks"
+/// >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+/// >>> writer.append(1, b"hello")
+/// 1
+/// >>> with chronicle.Queue.open_subscriber(path, None) as reader:
+/// ...     message = reader.next()
+/// >>> message.seq, message.type_id, bytes(message.payload)
+/// (1, 1, b'hello')
+/// >>> writer.close(); folder.cleanup()
 #[pyclass(frozen, module = "chronicle")]
 pub struct Message {
     /// Changed only by [`Pool`], while nobody but the pool holds the object.

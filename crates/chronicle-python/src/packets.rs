@@ -14,6 +14,12 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Mutex, PoisonError};
 
 /// One UDP datagram; its payload is a copy.
+///
+/// Examples
+/// --------
+/// >>> import chronicle
+/// >>> [name for name in dir(chronicle.Datagram) if not name.startswith("_")]
+/// ['line', 'number', 'payload', 'source', 'timestamp_ns']
 #[pyclass(frozen, module = "chronicle")]
 pub struct Datagram {
     payload: Py<PyBytes>,

@@ -11,6 +11,19 @@ use pyo3::prelude::*;
 
 /// One native thread that keeps the next segment of every attached writer and reader mapped and
 /// ready.
+///
+/// Examples
+/// --------
+/// >>> import chronicle, tempfile
+/// >>> folder = tempfile.TemporaryDirectory()
+/// >>> with chronicle.Provisioner() as provisioner:
+/// ...     writer = chronicle.Queue.open_publisher(
+/// ...         f"{folder.name}/ticks", segment_bytes=1 << 16, provisioner=provisioner
+/// ...     )
+/// ...     writer.append(1, b"hello")
+/// ...     writer.close()
+/// 1
+/// >>> folder.cleanup()
 #[pyclass(frozen, module = "chronicle")]
 pub struct Provisioner {
     pub inner: Owned<chronicle_core::Provisioner>,

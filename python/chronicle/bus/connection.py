@@ -52,6 +52,14 @@ class Connected:
         Of its queue.
     epoch
         How often the source was opened by an owner.
+
+    Examples
+    --------
+    >>> from chronicle.bus import Connected
+    >>> match Connected(path="/dev/shm/bus/ticks", epoch=1):
+    ...     case Connected(epoch=epoch):
+    ...         print("connected", epoch)
+    connected 1
     """
 
     path: str
@@ -71,6 +79,14 @@ class Lost:
         ``"not ready"``, ``"no lease"``, ``"missing"``: it has given up the queue, itself, or all.
         ``"no queue"``: the queue was removed. ``"another life"``: it is back already.
         ``"refused: ..."``, ``"damaged: ..."``: what is there is not what it should be.
+
+    Examples
+    --------
+    >>> from chronicle.bus import Lost
+    >>> match Lost(path="/dev/shm/bus/ticks", reason="lock free"):
+    ...     case Lost(reason="lock free"):
+    ...         print("cancel all, then wait")
+    cancel all, then wait
     """
 
     path: str
@@ -94,6 +110,13 @@ class Reconnected:
     missing
         Numbers of the first message that was deleted unread, and of the next one that exists;
         ``None`` if there is none, or for an observer, which does not read.
+
+    Examples
+    --------
+    >>> from chronicle.bus import Reconnected
+    >>> event = Reconnected("/dev/shm/bus/ticks", 2, True, False, None)
+    >>> event.epoch_changed, event.queue_changed
+    (True, False)
     """
 
     path: str
@@ -115,6 +138,13 @@ class Missing:
         Numbers of the first that is missing, and of the next that is there.
     reason
         As of `chronicle.Gap`.
+
+    Examples
+    --------
+    >>> from chronicle.bus import Missing
+    >>> event = Missing(path="/dev/shm/bus/ticks", first_missing=5, next_seq=9, reason="retention")
+    >>> event.next_seq - event.first_missing
+    4
     """
 
     path: str
@@ -192,7 +222,19 @@ class EndpointQueue:
 
 
 class PlainQueue:
-    """A queue outside of any endpoint: there while its writer lives, and works."""
+    """A queue outside of any endpoint: there while its writer lives, and works.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import Connection, PlainQueue
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> with Connection(PlainQueue(path), name="risk") as connection:
+    ...     connection.next() is None  # nobody is there yet
+    True
+    >>> folder.cleanup()
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -215,6 +257,17 @@ class Observer:
         ``"waiting"``, ``"connected"`` or ``"lost"``.
     reason
         Why it is not connected.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import Observer, PlainQueue
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> observer = Observer(PlainQueue(path))
+    >>> observer.state
+    'waiting'
+    >>> folder.cleanup()
     """
 
     def __init__(self, source: Source) -> None:
@@ -302,6 +355,24 @@ class Connection(Observer):
         The reader; ``None`` while there never was a source, or after damage.
     error
         Why a source that is there cannot be read (yet); ``None`` if it can.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import Connection, PlainQueue
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> seq = writer.append(1, b"hello")
+    >>> connection = Connection(PlainQueue(path), name="risk", interval_s=0.001)
+    >>> events = []
+    >>> while len(events) < 2:
+    ...     event = connection.next()
+    ...     if event is not None:
+    ...         events.append(event)
+    >>> type(events[0]).__name__, bytes(events[1].payload)
+    ('Connected', b'hello')
+    >>> connection.close(); writer.close(); folder.cleanup()
     """
 
     def __init__(

@@ -41,6 +41,17 @@ class Status:
         Of the owner, or of the last one.
     queues
         Those that can be opened, as READY of this instance says.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from chronicle.bus import Bus
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> bus = Bus(folder.name)
+    >>> status = bus.status("orders/alpha")
+    >>> status.state, status.reason, status.ready
+    ('absent', 'missing', False)
+    >>> folder.cleanup()
     """
 
     state: Literal["alive", "stalled", "dead", "absent"]
@@ -57,6 +68,19 @@ class Bus:
     ----------
     path
         Of the directory. It is made, for its owner alone, when the first endpoint is opened.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from chronicle.bus import Bus
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> bus = Bus(folder.name)
+    >>> with bus.open_endpoint("orders/alpha"):
+    ...     bus.status("orders/alpha").state
+    'alive'
+    >>> bus.status("orders/alpha").state
+    'absent'
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -174,6 +198,18 @@ class Endpoint:
         Of the directory; queues go into it.
     lease
         As it was written last.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from chronicle.bus import Bus
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> bus = Bus(folder.name)
+    >>> with bus.open_endpoint("orders/alpha") as endpoint:
+    ...     endpoint.ready(["out"])
+    ...     bus.status("orders/alpha").queues
+    ('out',)
+    >>> folder.cleanup()
     """
 
     def __init__(self, bus: Bus, name: str, valid_s: float) -> None:

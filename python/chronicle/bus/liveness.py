@@ -45,6 +45,20 @@ class WriterStatus:
         How many writers have ever opened the queue.
     heartbeat
         The last one, if there is one.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import queue_status
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> seq = writer.append(1, b"hello")
+    >>> reader = chronicle.Queue.open_subscriber(path, "risk")
+    >>> status = queue_status(path)
+    >>> status.writer.state, status.writer.epoch
+    ('alive', 1)
+    >>> reader.close(); writer.close(); folder.cleanup()
     """
 
     state: Literal["alive", "stalled", "dead", "absent", "damaged"]
@@ -74,6 +88,20 @@ class ReaderStatus:
         What it reads next, as far as it has committed.
     lag_messages, lag_bytes
         How far that is from the end.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import queue_status
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> seq = writer.append(1, b"hello")
+    >>> reader = chronicle.Queue.open_subscriber(path, "risk")
+    >>> status = queue_status(path)
+    >>> status.readers[0].name, status.readers[0].state, status.readers[0].lag_messages
+    ('risk', 'alive', 1)
+    >>> reader.close(); writer.close(); folder.cleanup()
     """
 
     name: str
@@ -99,6 +127,20 @@ class QueueStatus:
         Of the oldest message that exists, and of the next one that will be written.
     writer, readers
         Who uses it; readers by name.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> from chronicle.bus import queue_status
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> seq = writer.append(1, b"hello")
+    >>> reader = chronicle.Queue.open_subscriber(path, "risk")
+    >>> status = queue_status(path)
+    >>> status.first_seq, status.next_seq, len(status.readers)
+    (1, 2, 1)
+    >>> reader.close(); writer.close(); folder.cleanup()
     """
 
     path: str
@@ -122,6 +164,8 @@ def queue_status(path: str | os.PathLike[str], *, missed_max: int = 3) -> QueueS
     missed_max
         So many heartbeats may be late.
 
+    Examples
+    --------
     >>> queue_status("/nowhere").writer
     WriterStatus(state='absent', reason='no such queue', pid=0, epoch=0, heartbeat=None)
     """

@@ -40,6 +40,17 @@ class Lease:
         ``CLOCK_BOOTTIME`` of the last renewal.
     valid_ns
         For how long a renewal counts.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from chronicle.bus import Bus
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> bus = Bus(folder.name)
+    >>> with bus.open_endpoint("orders/alpha") as endpoint:
+    ...     len(endpoint.lease.instance), endpoint.lease.epoch
+    (32, 1)
+    >>> folder.cleanup()
     """
 
     instance: str
@@ -75,6 +86,12 @@ class Ready:
         Of the lease.
     queues
         Names, below the endpoint.
+
+    Examples
+    --------
+    >>> from chronicle.bus import Ready
+    >>> Ready(instance="0" * 32, queues=("out",)).queues
+    ('out',)
     """
 
     instance: str

@@ -42,6 +42,21 @@ class Batch:
         are multiples of 8.
     buffer
         The bytes, C-contiguous.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from chronicle.feeds import import_capture
+    >>> from chronicle.feeds.generate import MarketGenerator, write_pcap
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = Path(folder.name, "day.pcap")
+    >>> write_pcap(file, [MarketGenerator(venue=0)], count=500)
+    >>> with import_capture(file) as capture:
+    ...     batches = list(capture)
+    >>> sum(len(batch.type_ids) for batch in batches) > 0
+    True
+    >>> folder.cleanup()
     """
 
     type_ids: U16
@@ -100,6 +115,21 @@ class Counts:
         Packets that were not decoded, by reason.
     lines
         Lines of a text capture by kind.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from chronicle.feeds import import_capture
+    >>> from chronicle.feeds.generate import MarketGenerator, write_pcap
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = Path(folder.name, "day.pcap")
+    >>> write_pcap(file, [MarketGenerator(venue=0)], count=500)
+    >>> with import_capture(file) as capture:
+    ...     batches = list(capture)
+    >>> sum(capture.counts.messages.values()) > 0, capture.counts.missing
+    (True, 0)
+    >>> folder.cleanup()
     """
 
     packets: int = 0

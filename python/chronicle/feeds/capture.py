@@ -45,6 +45,21 @@ class Capture(Iterator[Batch]):
         What has been found in the batches drawn so far.
     classes
         Message classes by type id, to store with a queue.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from chronicle.feeds import import_capture
+    >>> from chronicle.feeds.generate import MarketGenerator, write_pcap
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = Path(folder.name, "day.pcap")
+    >>> write_pcap(file, [MarketGenerator(venue=0)], count=500)
+    >>> with import_capture(file) as capture:
+    ...     batches = list(capture)
+    >>> capture.counts.gaps, capture.counts.truncated
+    (0, 0)
+    >>> folder.cleanup()
     """
 
     feed: str
@@ -142,5 +157,20 @@ def import_capture(
         that is merely cut is not an error: see `Counts.truncated`.
     OSError
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from chronicle.feeds import import_capture
+    >>> from chronicle.feeds.generate import MarketGenerator, write_pcap
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = Path(folder.name, "day.pcap")
+    >>> write_pcap(file, [MarketGenerator(venue=0)], count=500)
+    >>> with import_capture(file) as capture:
+    ...     batches = list(capture)
+    >>> capture.feed
+    'iex'
+    >>> folder.cleanup()
     """
     return Capture(path, feed, date)

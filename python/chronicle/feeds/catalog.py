@@ -44,6 +44,8 @@ def message_classes(feed: str | None = None) -> dict[int, type[MessageBase]]:
     ValueError
         If there is no such feed.
 
+    Examples
+    --------
     >>> message_classes("iex")[0x8154].__name__
     'Trade'
     """
@@ -62,6 +64,8 @@ def check_feed(feed: str) -> None:
 def type_name(type_id: int) -> str:
     """Return a name for people: the class, ``raw`` or the number.
 
+    Examples
+    --------
     >>> type_name(0x8154), type_name(0x8100), type_name(5)
     ('iex.Trade', 'iex.raw', '5')
     """
@@ -86,6 +90,8 @@ def guess_feed(head: bytes) -> str:
     DecodeError
         If it is none that is known.
 
+    Examples
+    --------
     >>> guess_feed(b'1723161255030314667 {"stream":"btcusdt@trade"}')
     'binance'
     """

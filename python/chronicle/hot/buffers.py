@@ -59,7 +59,14 @@ _STRUCTS: Final = {
 
 
 class Size(Value):
-    """How many bytes a `Buffer` has: ``held: Annotated[Buffer, Size(65536)]``."""
+    """How many bytes a `Buffer` has: ``held: Annotated[Buffer, Size(65536)]``.
+
+    Examples
+    --------
+    >>> from chronicle.hot import Size
+    >>> Size(65_536)
+    Size(bytes_max=65536)
+    """
 
     __slots__ = ("bytes_max",)
     bytes_max: int
@@ -101,6 +108,13 @@ class Bytes:
     ------
     IndexError
         By every method, if a place or a length is outside. Compiled, the handler fails.
+
+    Examples
+    --------
+    >>> from chronicle.hot import Bytes
+    >>> data = Bytes(b"AAPL\\x01\\x00\\x00\\x02")
+    >>> len(data), data.chars(0, 4), data.u16(4), data.u16_be(6)
+    (8, b'AAPL', 1, 2)
     """
 
     __slots__ = ("_memory",)
@@ -239,6 +253,17 @@ class Buffer:
     ------
     IndexError
         By every method, if a place or a length is outside. Compiled, the handler fails.
+
+    Examples
+    --------
+    >>> from typing import Annotated
+    >>> from chronicle.hot import Buffer, Bytes, Handler, Size
+    >>> class Keeper(Handler):
+    ...     held: Annotated[Buffer, Size(16)]
+    >>> handler = Keeper()
+    >>> handler.held.store(2, Bytes(b"abc"))
+    >>> handler.held.view(2, 3).chars(0, 3)
+    b'abc'
     """
 
     __slots__ = ("_label", "_memory")

@@ -271,6 +271,17 @@ def read_counters(path: str | os.PathLike[str]) -> ProcessCounters:
         If it cannot be opened.
     DecodeError
         If it is no counters file, one of another version, or damaged.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> from chronicle.hot import CountersFile, read_counters
+    >>> counters = CountersFile.create(f"{folder.name}/COUNTERS")
+    >>> read_counters(counters.path).threads
+    ()
+    >>> counters.close(); folder.cleanup()
     """
     with _File(path) as file:
         _, _, blocks, pid, started_ns, q32, instance, boot = _head(file, path)

@@ -28,14 +28,46 @@ REASON_DAMAGE: Final = 3
 
 @message(65_001)
 class SourceAdded(MessageBase):
-    """A reader was added to the fan-in; its messages carry this source from now on."""
+    """A reader was added to the fan-in; its messages carry this source from now on.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, SourceAdded
+    >>> from chronicle.message import u32
+    >>> class Watcher(Handler):
+    ...     noted: u32
+    ...     @chronicle.on(SourceAdded)
+    ...     def note(self, event: SourceAdded) -> None:
+    ...         self.noted = event.source + 1
+    >>> handler = Watcher()
+    >>> handler.note(SourceAdded(source=3))
+    >>> handler.noted
+    4
+    """
 
     source: u32
 
 
 @message(65_002)
 class SourceRemoved(MessageBase):
-    """A source left the fan-in. `reason` is 0 if that was asked for, else one of ``REASON_*``."""
+    """A source left the fan-in. `reason` is 0 if that was asked for, else one of ``REASON_*``.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, SourceRemoved
+    >>> from chronicle.message import u32
+    >>> class Watcher(Handler):
+    ...     noted: u32
+    ...     @chronicle.on(SourceRemoved)
+    ...     def note(self, event: SourceRemoved) -> None:
+    ...         self.noted = event.source + 1
+    >>> handler = Watcher()
+    >>> handler.note(SourceRemoved(source=3, reason=0))
+    >>> handler.noted
+    4
+    """
 
     source: u32
     reason: u32
@@ -43,7 +75,23 @@ class SourceRemoved(MessageBase):
 
 @message(65_003)
 class SourceGap(MessageBase):
-    """Messages ``first_missing`` to ``next - 1`` of a source are gone; it goes on at `next`."""
+    """Messages ``first_missing`` to ``next - 1`` of a source are gone; it goes on at `next`.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, SourceGap
+    >>> from chronicle.message import u32
+    >>> class Watcher(Handler):
+    ...     noted: u32
+    ...     @chronicle.on(SourceGap)
+    ...     def note(self, event: SourceGap) -> None:
+    ...         self.noted = event.source + 1
+    >>> handler = Watcher()
+    >>> handler.note(SourceGap(source=3, reason=1, first_missing=5, next=9))
+    >>> handler.noted
+    4
+    """
 
     first_missing: u64
     next: u64

@@ -19,6 +19,8 @@ def symbol_key(symbol: bytes) -> int:
     ValueError
         If it is longer. Compiled, the handler fails.
 
+    Examples
+    --------
     >>> symbol_key(b"AAPL"), symbol_key(b"")
     (1280328001, 0)
     """
@@ -33,6 +35,8 @@ def mix64(key: int) -> int:
     The finaliser of SplitMix64, without its sign bit: 0 to 2**63 - 1, so that ``mix64(k) % size``
     and ``mix64(k) & mask`` are slots of a table.
 
+    Examples
+    --------
     >>> mix64(1), mix64(2)
     (1227844342346046657, 1682153688901572302)
     """

@@ -76,7 +76,26 @@ _KINDS: Final = {
 
 
 class Counter:
-    """A number that only grows, on show while the handler runs. Declared as ``seen: Counter``."""
+    """A number that only grows, on show while the handler runs. Declared as ``seen: Counter``.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Counter, Handler
+    >>> from chronicle.message import MessageBase, f64, u32
+    >>> @chronicle.message(1)
+    ... class Trade(MessageBase):
+    ...     price: f64
+    >>> class Count(Handler):
+    ...     seen: Counter
+    ...     @chronicle.on(Trade)
+    ...     def trade(self, trade: Trade) -> None:
+    ...         self.seen.add(2)
+    >>> handler = Count()
+    >>> handler.trade(Trade(price=1.0))
+    >>> handler.seen.value
+    2
+    """
 
     __slots__ = ("name", "value")
 
@@ -106,6 +125,19 @@ class HandlerLog:
 
     Arguments are numbers, bools, and text of up to 8 bytes. Compiled, a call writes 64 bytes and
     the sidecar formats them; here it goes to `logging` at once, and is kept in `records`.
+
+    Examples
+    --------
+    >>> from chronicle.hot import Handler
+    >>> from chronicle.message import f64
+    >>> class Talker(Handler):
+    ...     mean: f64
+    ...     def tell(self) -> None:
+    ...         self.log.info("mean {}", self.mean)
+    >>> handler = Talker(mean=2.5)
+    >>> handler.tell()
+    >>> handler.log.name, handler.log.records[0][1:]
+    ('chronicle.hot.Talker', ('mean {}', (2.5,)))
     """
 
     __slots__ = ("name", "records")
@@ -175,6 +207,28 @@ class Handler:
     TypeError
         By the constructor, if it is given something that is no field of the state, or a value that
         does not fit. By a class statement, if the class says something that cannot be.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Counter, Handler, Output
+    >>> from chronicle.message import MessageBase, f64, u32
+    >>> @chronicle.message(1)
+    ... class Trade(MessageBase):
+    ...     price: f64
+    >>> class Ewma(Handler):
+    ...     mean: f64
+    ...     signals: Output
+    ...     seen: Counter
+    ...     @chronicle.on(Trade)
+    ...     def trade(self, trade: Trade) -> None:
+    ...         self.seen.add(1)
+    ...         self.mean += 0.5 * (trade.price - self.mean)
+    ...         self.signals.publish(Trade(price=self.mean))
+    >>> handler = Ewma(mean=10.0)
+    >>> handler.trade(Trade(price=20.0))
+    >>> handler.mean, handler.seen.value, handler.signals.published
+    (15.0, 1, [Trade(price=15.0)])
     """
 
     __chronicle_handler__: ClassVar[bool] = True

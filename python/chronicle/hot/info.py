@@ -32,6 +32,8 @@ class Info(Value):
     tag
         The number that the application gave the source when it was added; 0 without one.
 
+    Examples
+    --------
     >>> Info(seq=7, tag=3).tag
     3
     >>> Info(seq=7, line=1).line

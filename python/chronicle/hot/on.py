@@ -113,6 +113,8 @@ class _On:
 
     A method for messages takes the message and, if it wants one, an `Info`. It returns nothing.
 
+    Examples
+    --------
     >>> from chronicle.hot import Handler
     >>> from chronicle.message import message, i64
     >>> @message(5)

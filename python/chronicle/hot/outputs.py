@@ -71,7 +71,14 @@ def grouped(names: Iterable[str]) -> tuple[str, ...]:
 
 
 class Slots(Value):
-    """How many outputs a table has: ``reports: Annotated[Outputs, Slots(256)]``."""
+    """How many outputs a table has: ``reports: Annotated[Outputs, Slots(256)]``.
+
+    Examples
+    --------
+    >>> from chronicle.hot import Slots
+    >>> Slots(256)
+    Slots(slots_max=256)
+    """
 
     __slots__ = ("slots_max",)
     slots_max: int
@@ -87,6 +94,8 @@ class Slots(Value):
 class RawMessage(MessageBase):
     """A message without a layout, for unit tests: what ``publish_bytes`` published.
 
+    Examples
+    --------
     >>> RawMessage(9, b"abc")
     RawMessage(type_id=9, payload=b'abc')
     """
@@ -131,6 +140,24 @@ class Output:
 
     A hot thread attaches a `QueueWriter`. In a unit test messages are collected in `published`,
     unless `attach` gave a writer.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, Output
+    >>> from chronicle.message import MessageBase, f64, u32
+    >>> @chronicle.message(1)
+    ... class Trade(MessageBase):
+    ...     price: f64
+    >>> class Echo(Handler):
+    ...     trades: Output
+    ...     @chronicle.on(Trade)
+    ...     def trade(self, trade: Trade) -> None:
+    ...         self.trades.publish(Trade(price=trade.price))
+    >>> handler = Echo()
+    >>> handler.trade(Trade(price=1.0))
+    >>> handler.trades.published
+    [Trade(price=1.0)]
     """
 
     __slots__ = ("_handler", "_writer", "name", "published")
@@ -195,6 +222,25 @@ class Outputs:
     """A table of outputs. Declared as ``reports: Annotated[Outputs, Slots(256)]``.
 
     ``self.reports[slot].publish(...)``; slots count from 0, and a slot outside is an `IndexError`.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from typing import Annotated
+    >>> from chronicle.hot import Handler, Outputs, Slots
+    >>> from chronicle.message import MessageBase, u32
+    >>> @chronicle.message(1)
+    ... class Order(MessageBase):
+    ...     gateway: u32
+    >>> class Router(Handler):
+    ...     gateways: Annotated[Outputs, Slots(4)]
+    ...     @chronicle.on(Order)
+    ...     def order(self, order: Order) -> None:
+    ...         self.gateways[order.gateway].publish(Order(gateway=order.gateway))
+    >>> handler = Router()
+    >>> handler.order(Order(gateway=2))
+    >>> handler.gateways[2].published
+    [Order(gateway=2)]
     """
 
     __slots__ = ("_label", "_outputs", "name")

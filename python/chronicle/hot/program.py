@@ -216,6 +216,18 @@ class NativeHandler:
         Call `on_batch_begin` and `on_batch_end` around the messages of a turn.
     name
         For people.
+
+    Examples
+    --------
+    >>> import chronicle, ctypes
+    >>> handler = chronicle.NativeHandler(
+    ...     on_message=ctypes.CDLL(None).abs,  # a function with the right signature in earnest
+    ...     counters=("seen",),
+    ...     state=16,
+    ...     name="from-c",
+    ... )
+    >>> chronicle.HotThread(handler).name
+    'from-c'
     """
 
     def __init__(

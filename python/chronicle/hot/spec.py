@@ -60,6 +60,20 @@ class Table(Value):
     """Field type: `count` records of one message class, each changeable in place.
 
     Checkers read ``book: Annotated[Any, Table(Level, 1024)]``; `table` is the short form.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from typing import Annotated, Any
+    >>> from chronicle.hot import Handler, Table
+    >>> from chronicle.message import MessageBase, u32
+    >>> @chronicle.message(1)
+    ... class Level(MessageBase):
+    ...     size: u32
+    >>> class Book(Handler):
+    ...     levels: Annotated[Any, Table(Level, 8)]
+    >>> len(Book().levels)
+    8
     """
 
     __slots__ = ("row", "count")  # noqa: RUF023  (the order of the fields)
@@ -75,7 +89,21 @@ class Table(Value):
 
 
 class table:  # noqa: N801  (it is read as a type, like `array`)
-    """``table[Level, 1024]`` is short for ``Annotated[Any, Table(Level, 1024)]``."""
+    """``table[Level, 1024]`` is short for ``Annotated[Any, Table(Level, 1024)]``.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, table
+    >>> from chronicle.message import MessageBase, u32
+    >>> @chronicle.message(1)
+    ... class Level(MessageBase):
+    ...     size: u32
+    >>> class Book(Handler):
+    ...     levels: table[Level, 8]
+    >>> len(Book().levels)
+    8
+    """
 
     def __class_getitem__(cls, item: tuple[type[MessageBase], int]) -> Any:
         if not isinstance(item, tuple) or len(item) != 2:

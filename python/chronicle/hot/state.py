@@ -107,6 +107,17 @@ class Cells(Generic[T]):
 
     An index may be negative, as in a list. The array itself is live, also when it was kept in a
     variable.
+
+    Examples
+    --------
+    >>> from chronicle.hot import Handler
+    >>> from chronicle.message import array, f64
+    >>> class Window(Handler):
+    ...     last: array[f64, 3]
+    >>> handler = Window()
+    >>> handler.last[-1] = 7.5
+    >>> list(handler.last)
+    [0.0, 0.0, 7.5]
     """
 
     __slots__ = ("_label", "_memory", "_number", "_store")
@@ -170,6 +181,21 @@ class Rows:
     """A table field: records of one message class, each a live view whose fields can be set.
 
     ``book[i].size = 5`` changes one field, ``book[i] = Level(...)`` a whole record.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> from chronicle.hot import Handler, table
+    >>> from chronicle.message import MessageBase, u32
+    >>> @chronicle.message(1)
+    ... class Level(MessageBase):
+    ...     size: u32
+    >>> class Book(Handler):
+    ...     levels: table[Level, 2]
+    >>> handler = Book()
+    >>> handler.levels[1].size = 5
+    >>> len(handler.levels), handler.levels[1].size
+    (2, 5)
     """
 
     __slots__ = ("_label", "_memory", "_row", "_size")

@@ -27,6 +27,14 @@ def choose_wait(wait: str = "auto") -> Wait:
     ------
     ValueError
         If there is no such strategy.
+
+    Examples
+    --------
+    >>> from chronicle.hot import choose_wait
+    >>> choose_wait("sleep")
+    'sleep'
+    >>> choose_wait() in ("spin", "hybrid", "sleep")
+    True
     """
     match wait:
         case "spin" | "hybrid" | "sleep":

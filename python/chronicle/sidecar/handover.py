@@ -60,6 +60,12 @@ class Admission:
     tag
         Number of the application's own choice, 0 to 4_294_967_295, that handlers see with each
         message of this source.
+
+    Examples
+    --------
+    >>> from chronicle.sidecar import Admission
+    >>> Admission(start="latest", tag=7)
+    Admission(start='latest', tag=7)
     """
 
     start: Start | None = None

@@ -72,6 +72,12 @@ class MirrorStatus:
         Since this mirror was opened.
     gaps
         How often messages were deleted before they could be mirrored.
+
+    Examples
+    --------
+    >>> from chronicle.sidecar import MirrorStatus
+    >>> MirrorStatus().durable_seq, MirrorStatus().behind_s
+    (0, inf)
     """
 
     durable_seq: int = 0
@@ -104,6 +110,20 @@ class Mirror:
         Copy so many bytes at a time, or a little more, before they are made durable.
     disk
         Where changes go; for tests.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> writer.append(1, b"kept")
+    1
+    >>> from chronicle.sidecar import Mirror
+    >>> with Mirror(path, f"{folder.name}/mirror") as mirror:
+    ...     while mirror.status.durable_seq < 1:
+    ...         _ = mirror.turn()
+    >>> writer.close(); folder.cleanup()
     """
 
     def __init__(

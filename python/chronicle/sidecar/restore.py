@@ -42,6 +42,23 @@ class RestoreReport:
         Names whose cursors came along.
     recovery
         What the recovery has found, and what it has cut.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> writer.append(1, b"kept")
+    1
+    >>> writer.close()
+    >>> from chronicle.sidecar import Mirror, restore
+    >>> with Mirror(path, f"{folder.name}/mirror") as mirror:
+    ...     _ = mirror.turn()
+    >>> report = restore(f"{folder.name}/mirror", f"{folder.name}/again")
+    >>> report.durable_seq, report.next_seq, report.lost
+    (1, 2, None)
+    >>> folder.cleanup()
     """
 
     queue: str
@@ -94,6 +111,24 @@ def restore(mirror: StrPath, queue: StrPath) -> RestoreReport:
         If a mirror is still being written.
     DiskFull
         If there is no room.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = f"{folder.name}/ticks"
+    >>> writer = chronicle.Queue.open_publisher(path, segment_bytes=1 << 16)
+    >>> writer.append(1, b"kept")
+    1
+    >>> writer.close()
+    >>> from chronicle.sidecar import Mirror, restore
+    >>> with Mirror(path, f"{folder.name}/mirror") as mirror:
+    ...     _ = mirror.turn()
+    >>> report = restore(f"{folder.name}/mirror", f"{folder.name}/again")
+    >>> with chronicle.Queue.open_subscriber(report.queue, None) as reader:
+    ...     bytes(reader.next().payload)
+    b'kept'
+    >>> folder.cleanup()
     """
     source, target = Path(mirror), Path(queue).absolute()
     control = Control.read(source)

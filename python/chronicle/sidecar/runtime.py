@@ -68,6 +68,14 @@ class ShutdownReport:
         One line for each thing that did not finish in time, or not without an error.
     took_s
         Seconds from its begin to its end.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> sidecar = chronicle.Sidecar().start()
+    >>> report = sidecar.stop()
+    >>> report.clean, report.unfinished
+    (True, ())
     """
 
     unfinished: tuple[str, ...]
@@ -92,6 +100,8 @@ class Sidecar:
         How long the end of the ``with`` block, a signal, or the end of the program may wait for
         the ordered shutdown.
 
+    Examples
+    --------
     >>> import threading
     >>> ticked = threading.Event()
     >>> with Sidecar() as sidecar:

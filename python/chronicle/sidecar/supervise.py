@@ -23,7 +23,14 @@ _STAGE_SHARE_MIN = 0.1
 
 
 class Stage(enum.IntEnum):
-    """When a service is stopped: in this order, each stage after the one before it."""
+    """When a service is stopped: in this order, each stage after the one before it.
+
+    Examples
+    --------
+    >>> from chronicle.sidecar import Stage
+    >>> Stage.INPUT < Stage.WATCH
+    True
+    """
 
     INPUT = 1
     HOT = 2
@@ -33,7 +40,14 @@ class Stage(enum.IntEnum):
 
 
 class State(enum.StrEnum):
-    """What a service is doing."""
+    """What a service is doing.
+
+    Examples
+    --------
+    >>> from chronicle.sidecar import State
+    >>> State.RUNNING.value
+    'running'
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -56,6 +70,8 @@ class Backoff:
     restarts_max
         Give up after so many restarts; ``None``: never.
 
+    Examples
+    --------
     >>> [Backoff(first_s=1.0, max_s=5.0).pause_s(attempt) for attempt in range(4)]
     [1.0, 2.0, 4.0, 5.0]
     """
@@ -90,6 +106,17 @@ class Health:
         What the service says about itself, for people.
     healthy
         It runs (or has finished), and does not complain.
+
+    Examples
+    --------
+    >>> import chronicle
+    >>> with chronicle.Sidecar() as sidecar:
+    ...     @sidecar.every(0.001, name="pulse")
+    ...     def pulse():
+    ...         pass
+    ...     health = sidecar.health()["pulse"]
+    >>> health.restarts, health.last_error, health.healthy
+    (0, None, True)
     """
 
     state: State
@@ -122,6 +149,22 @@ class Service:
         Errors that are logged as one line, without a traceback.
     examine
         Asked at each `health`, from any thread: why it counts as unhealthy although it runs.
+
+    Examples
+    --------
+    >>> import asyncio, chronicle
+    >>> from chronicle.sidecar import Service, Stage
+    >>> done = []
+    >>> async def work() -> None:
+    ...     done.append("work")
+    >>> async def finish() -> None:
+    ...     done.append("finish")
+    >>> with chronicle.Sidecar() as sidecar:
+    ...     service = sidecar.add_service(Service("mine", work, Stage.INPUT, finish))
+    ...     while not done:
+    ...         sidecar.run(asyncio.sleep(0.001)).result()
+    >>> done
+    ['work', 'finish']
     """
 
     name: str
