@@ -77,7 +77,7 @@ bench: $(EXTENSION) $(PEERS) ## Every figure as a ratio to a floor or a peer mea
 docs: $(EXTENSION) $(DOCS) ## Build the documentation site into target/site; links and spelling are checked
 	$(BIN)/python -m tools.site pages
 	$(BIN)/codespell README.md CHANGELOG.md docs python examples
-	$(BIN)/zensical build --clean --strict
+	$(BIN)/python -m tools.site build
 	$(BIN)/python -m tools.site check $(SITE)
 	@echo "the site is in $(SITE)/index.html"
 

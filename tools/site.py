@@ -1,14 +1,14 @@
 """The documentation site: pages that are made from the code, and checks of what was built.
 
-``python -m tools.site pages`` writes the pages in `GENERATED`; ``python -m tools.site check
-FOLDER`` looks at every link, picture and anchor of the built site. `make docs` does both, with the
-build between them.
+``python -m tools.site pages`` writes the pages in `GENERATED`, ``build`` builds, and ``check
+FOLDER`` looks at every link, picture and anchor of what was built. `make docs` does all three.
 """
 
 from __future__ import annotations
 
 import argparse
 import html.parser
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,18 +202,34 @@ class _Loads(html.parser.HTMLParser):
             self.addresses.append(address)
 
 
+def build() -> int:
+    """Build the site in strict mode; a docstring that cannot be read is a failure too."""
+    run = subprocess.run(
+        [str(Path(sys.executable).with_name("zensical")), "build", "--clean", "--strict"],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    print(run.stdout, end="")
+    return run.returncode or int("griffe:" in run.stdout)
+
+
 def main(arguments: list[str]) -> int:
     """Make pages, or check a site."""
     match arguments:
         case ["pages"]:
             write_pages()
+        case ["build"]:
+            return build()
         case ["check", folder]:
             site = Path(folder).resolve()
             broken = broken_links(site) + foreign_requests(site)
             print(*broken, sep="\n", end="\n" if broken else "", file=sys.stderr)
             return 1 if broken else 0
         case _:
-            print("usage: python -m tools.site pages | check FOLDER", file=sys.stderr)
+            print("usage: python -m tools.site pages | build | check FOLDER", file=sys.stderr)
             return 2
     return 0
 

@@ -475,6 +475,8 @@ class MessageBase:
         scaled
             Give integers with implied decimals as `decimal.Decimal`.
 
+        Examples
+        --------
         >>> @message(1)
         ... class Tick:
         ...     price: Annotated[i64, Scale(2)]

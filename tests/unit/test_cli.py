@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -16,10 +19,12 @@ from typing import Annotated, Any
 import chronicle
 import pytest
 from chronicle.cli import main
+from chronicle.cli.program import build_parser
 from chronicle.feeds.generate import MarketGenerator, write_pcap
 from chronicle.message import MessageBase, Scale, char8, f64, i64, message, u32
 
 from tests.queue_support import fill, fill_segments, overwrite, publisher, segment_file, subscriber
+from tools.site import subcommands
 
 COMMANDS = [
     ["import"],
@@ -32,6 +37,7 @@ COMMANDS = [
     ["retain"],
     ["replay"],
     ["report"],
+    ["completion"],
 ]
 EXECUTABLE = Path(sys.executable).with_name("chronicle")
 
@@ -98,6 +104,28 @@ def test_every_command_explains_itself_with_examples(cli: Cli, command: Sequence
     text = cli(*command, "--help")
     assert "Examples:" in text
     assert f"chronicle {' '.join(command)}" in text.partition("Examples:")[2]
+
+
+def examples_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the examples that a command's help shows, each with its pipe and its remark."""
+    text = (parser.epilog or "").partition("Examples:\n")[2].partition("\n\n")[0]
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), list(subcommands(build_parser())), ids=lambda value: str(value)[:20]
+)
+def test_the_examples_of_every_command_parse(name: str, command: argparse.ArgumentParser):
+    examples = examples_of(command)
+    if any(isinstance(action, argparse._SubParsersAction) for action in command._actions):
+        return  # The commands below it have them.
+    assert examples, f"chronicle {name} --help has no examples"
+    for example in examples:
+        # Two spaces begin a remark; a pipe, a redirection or a shell's quotes are not for us.
+        found = re.search(r"chronicle (.*?)(?:   .*| [|>] .*|\)\"| &&.*)?$", example)
+        assert found is not None, example
+        assert found[1].startswith(name), example
+        build_parser().parse_args(shlex.split(found[1]))
 
 
 def test_help_names_every_command_and_the_exit_codes(cli: Cli):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,10 @@ import chronicle
 import pytest
 from chronicle import errors
 
+from tools import site
+
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+DIRECTIVE = re.compile(r"^::: ([\w.]+)\n((?:    .*\n?)*)", re.MULTILINE)
 #: Packages and modules that users import from; the others are for the package itself.
 PUBLIC = (
     "chronicle",
@@ -75,6 +81,34 @@ def test_a_public_name_has_an_example_that_runs(full: str):
     assert not report, "".join(report)
 
 
+def documented_in_the_reference() -> set[str]:
+    """Return what the pages of the reference show: objects, and the public names of modules."""
+    found: set[str] = set()
+    pages = [page.read_text(encoding="utf-8") for page in REFERENCE.glob("*.md")]
+    for text in [*pages, *(make() for make in site.GENERATED.values())]:
+        for target, options in DIRECTIVE.findall(text):
+            listed = re.search(r"members: \[(.*)\]", options)
+            found.add(target)
+            if listed:
+                found |= {f"{target}.{name.strip()}" for name in listed[1].split(",")}
+            elif importlib.util.find_spec(target.rpartition(".")[0]) and is_module(target):
+                module = importlib.import_module(target)
+                found |= {f"{target}.{n}" for n in getattr(module, "__all__", vars(module))}
+    return found
+
+
+def is_module(target: str) -> bool:
+    try:
+        return importlib.util.find_spec(target) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def test_the_reference_shows_every_public_name():
+    shown = {name.rpartition(".")[2] for name in documented_in_the_reference()}
+    assert [full for full in NAMES if full.rpartition(".")[2] not in shown] == []
+
+
 def constants(module: ModuleType) -> set[str]:
     return {name for name in module.__all__ if not is_documentable(getattr(module, name))}
 
@@ -104,7 +138,7 @@ def test_every_public_constant_says_what_it_is():
             documented |= documented_constants(importlib.import_module(info.name))
     for module_name in PUBLIC:
         module = importlib.import_module(module_name)
-        wanted |= {name: module_name for name in constants(module)}
+        wanted |= dict.fromkeys(constants(module), module_name)
     del wanted["__version__"]
     missing = [f"{module}.{name}" for name, module in wanted.items() if name not in documented]
     assert missing == []

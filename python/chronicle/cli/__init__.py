@@ -7,7 +7,7 @@ the feeds) is imported inside `run`, so that ``chronicle --help`` stays quick.
 - `program`: the parser, errors as one line, exit codes.
 - `output`, `arguments`: what the commands share.
 - `import_capture`, `inspect`, `tail`, `doctor` (with `findings`), `bench` (with `machine`),
-  `reader`, `retain`: the commands.
+  `reader`, `retain`, `completion`: the commands.
 
 Data goes to stdout, progress and messages to stderr.
 """

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from chronicle.cli import (
     audit,
     bench,
+    completion,
     doctor,
     import_capture,
     inspect,
@@ -69,7 +70,7 @@ def build_parser() -> Parser:
         title="commands", metavar="COMMAND", prog="chronicle", required=True
     )
     first = (import_capture, inspect, tail, top, doctor, audit, bench, report)
-    for module in (*first, reader, retain, restore, replay):
+    for module in (*first, reader, retain, restore, replay, completion):
         module.add(commands)
     return parser
 

@@ -99,7 +99,7 @@ def _span(what: str, at: int, length: int, limit: int) -> tuple[int, int]:
 
 
 class Bytes:
-    """A view of bytes of any length.
+    r"""A view of bytes of any length.
 
     Numbers are little-endian, those whose name ends with ``_be`` big-endian; they may stand at any
     place. A ``u64`` beyond 64 bits signed cannot be read; read it as ``i64``.
@@ -112,7 +112,7 @@ class Bytes:
     Examples
     --------
     >>> from chronicle.hot import Bytes
-    >>> data = Bytes(b"AAPL\\x01\\x00\\x00\\x02")
+    >>> data = Bytes(b"AAPL\x01\x00\x00\x02")
     >>> len(data), data.chars(0, 4), data.u16(4), data.u16_be(6)
     (8, b'AAPL', 1, 2)
     """
