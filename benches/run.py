@@ -34,6 +34,7 @@ from benches import (  # noqa: E402
     hot_compile,
     independence,
     native,
+    packets,
     peers,
     report,
     startup,
@@ -61,6 +62,7 @@ def subjects() -> dict[str, Measure]:
     found["frames"] = frames.measure
     found["startup"] = startup.measure
     found["peers"] = peers.measure
+    found["packets"] = packets.measure
     found["feed"] = feed.measure
     found["decode"] = feed.measure_decode
     return found
@@ -93,6 +95,9 @@ def measure_all(run: Run, only: list[str], small_pages: Path | None) -> dict[str
             continue
         if name in ("feed", "decode") and not feed.is_available():
             print(f"{name}: skipped, there is no {feed.SAMPLE.name}", file=sys.stderr)
+            continue
+        if name == "packets" and not packets.is_available():
+            print("packets: skipped, no network namespaces can be made here", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         results |= measure(run)

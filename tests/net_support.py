@@ -17,6 +17,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,13 +110,23 @@ class Link:
 
     # --- What the other end does ---
 
-    def send(self, datagrams: Iterable[tuple[str, int, bytes]]) -> None:
+    def send(self, datagrams: Iterable[tuple[str, int, bytes]], *, every_s: float = 0.0) -> None:
         """Send UDP datagrams from the other end, in order: address, port, payload.
 
         As any program does: through a socket, multicast by the interface. Returns when all were
         handed to the kernel, which on a veth pair means that they have arrived.
+
+        Parameters
+        ----------
+        every_s
+            Send one every so many seconds, for as long as it takes (it polls the clock).
         """
-        self._ask("send", list(datagrams))
+        given = list(datagrams)
+        self._ask("send", given, every_s, patience_s=PATIENCE_S + len(given) * every_s)
+
+    def pin(self, core: int) -> None:
+        """Have the other end run on one core."""
+        os.sched_setaffinity(self._process.pid, {core})
 
     def send_frames(self, frames: Iterable[bytes]) -> None:
         """Send whole Ethernet frames as they are, through the other end."""
@@ -126,9 +137,9 @@ class Link:
         enter = [sys.executable, "-m", "tests.net_support", "enter", str(self._process.pid)]
         return subprocess.Popen([*enter, *command], cwd=options.pop("cwd", ROOT), **options)
 
-    def _ask(self, what: str, *arguments: Any) -> Any:
+    def _ask(self, what: str, *arguments: Any, patience_s: float = PATIENCE_S) -> Any:
         self._pipe.send((what, arguments))
-        if not self._pipe.poll(PATIENCE_S):
+        if not self._pipe.poll(patience_s):
             raise TimeoutError(f"the other end did not answer: {what}")
         kind, answer = self._pipe.recv()
         if kind == "raised":
@@ -195,8 +206,12 @@ class _Peer:
         raw.bind((interface, 0))
         self._sockets = [udp, raw]
 
-    def send(self, datagrams: list[tuple[str, int, bytes]]) -> None:
+    def send(self, datagrams: list[tuple[str, int, bytes]], every_s: float) -> None:
+        due_s = time.monotonic()
         for address, port, payload in datagrams:
+            while time.monotonic() < due_s:
+                pass
+            due_s += every_s
             self._sockets[0].sendto(payload, (address, port))
 
     def send_frames(self, frames: list[bytes]) -> None:

@@ -22,6 +22,7 @@ from benches import (
     hot_compile,
     independence,
     native,
+    packets,
     peers,
     report,
     startup,
@@ -91,6 +92,15 @@ def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:
 )
 def test_a_python_benchmark_checks_out(run: Run, measure) -> None:
     assert_plausible(measure(run))
+
+
+@pytest.mark.needs_root
+@pytest.mark.slow
+@pytest.mark.skipif(not packets.is_available(), reason="no network namespaces, or no cargo")
+def test_the_benchmark_of_packets_reads_every_packet(run: Run) -> None:
+    results = packets.measure(run)
+    assert_plausible(results)
+    assert results["packet_ring_read_count"] == 100
 
 
 @pytest.mark.needs_data

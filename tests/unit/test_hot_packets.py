@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import chronicle
 import numpy as np
 import pytest
 from chronicle import HotThread, NativeHandler, PacketRing
+from chronicle.hot import Bytes, Info, Output
+from chronicle.message import u64
 from chronicle.sidecar.packetcare import PacketCare
 
 from tests import kernel_trace
@@ -97,6 +100,51 @@ def test_a_handler_gets_every_datagram_of_every_ring(link: Link):
         assert state["out_of_order"] == 0
         assert [counts.datagrams for counts in status.packets] == [2000, 1000]
         assert status.messages == 0
+
+
+class Reader(chronicle.Handler):
+    """Adds up what it finds in the bytes, in the order in which it comes."""
+
+    numbers: u64
+    first: u64
+    lines: u64
+    sources: u64
+    late: u64
+    sizes: u64
+    last_seq: u64
+    out: Output
+
+    @chronicle.on.datagram
+    def packet(self, data: Bytes, info: Info) -> None:
+        if info.seq != self.last_seq + 1:
+            self.late += 1
+        self.last_seq = info.seq
+        self.lines += info.line
+        self.sources += info.source
+        self.sizes += len(data)
+        if len(data) >= 8:
+            self.numbers += data.u32(0)
+            self.first += data.u16_be(4)
+        self.out.publish_bytes(7, data)
+
+
+def test_a_compiled_handler_reads_datagrams_in_place(link: Link, path: Path):
+    payloads = [struct.pack("<IHH", n, n, 0) + bytes(n % 500) for n in range(1000)]
+    with publisher(path) as writer, PacketRing(link.interface, [A, B]) as ring:
+        hot = HotThread(
+            Reader(), packets=[ring], outputs={"out": writer}, wait="hybrid", guard="enforce"
+        )
+        with hot:
+            link.send([(*(A, B)[n % 2], payload) for n, payload in enumerate(payloads)])
+            wait_until_all(hot, 1000)
+        state = hot.state
+    swapped = [struct.unpack(">H", struct.pack("<H", n))[0] for n in range(1000)]
+    assert state["numbers"] == sum(range(1000))
+    assert state["first"] == sum(swapped)
+    assert (state["lines"], state["sources"], state["late"]) == (500, 0, 0)
+    assert state["sizes"] == sum(map(len, payloads))
+    with subscriber(path) as reader:
+        assert [bytes(message.payload) for message in reader] == payloads
 
 
 def test_a_callable_gets_datagram_objects_beside_messages(link: Link, path: Path):

@@ -108,6 +108,8 @@ mutants! {
     WeakRequestTake: REQUEST_TAKE = Relaxed;
     WeakAskFence: ASK_FENCE = AcqRel;
     WeakLeaveFence: LEAVE_FENCE = AcqRel;
+    WeakFrameLoad: FRAME_LOAD = Relaxed;
+    WeakFrameStore: FRAME_STORE = Relaxed;
 }
 
 // --- P1: commit and read ---
@@ -732,4 +734,90 @@ fn with_a_relaxed_cursor_store_the_sequence_may_be_older() {
 fn with_a_relaxed_cursor_load_the_sequence_may_be_older() {
     breaks!(None, "older than the position", cursor_pair::<WeakCursorLoad>);
     breaks!(PREEMPTIONS, RACE, one_joiner::<WeakCursorLoad>);
+}
+
+// --- P12 and P13: frames of a packet ring ---
+
+const OF_KERNEL: u32 = 0;
+const OF_USER: u32 = 1;
+
+/// A ring of two frames.
+struct PacketRing {
+    status: [AtomicU32; 2],
+    frames: [UnsafeCell<u64>; 2],
+    steps: AtomicU32,
+}
+
+impl PacketRing {
+    /// Where either side may be overtaken by the other. loom tries both orders of two accesses only
+    /// if it remembers both, and of a word that one side loads and then stores it remembers the
+    /// last access; these it does remember.
+    fn step(&self) {
+        // Relaxed: it must order nothing.
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The kernel's half, as net/packet/af_packet.c has it: it looks whether the next frame is its own,
+/// fills it, and hands it over behind a barrier; if the frame is not free it drops. Returns what it
+/// has dropped.
+fn kernel_fills(ring: &PacketRing, packets: u64) -> u64 {
+    let mut at = 0;
+    let mut dropped = 0;
+    for packet in 1..=packets {
+        ring.step();
+        if ring.status[at % 2].load(Ordering::Acquire) != OF_KERNEL {
+            dropped += 1;
+            continue;
+        }
+        // SAFETY: loom checks that the access is exclusive.
+        ring.frames[at % 2].with_mut(|p| unsafe { *p = packet });
+        ring.status[at % 2].store(OF_USER, Ordering::Release);
+        at += 1;
+    }
+    dropped
+}
+
+/// Three packets into a ring of two: one frame is used twice, if the reader is quick.
+fn packet_ring<O: Orderings>() {
+    const PACKETS: u64 = 3;
+    let ring = Arc::new(PacketRing {
+        status: std::array::from_fn(|_| AtomicU32::new(OF_KERNEL)),
+        frames: std::array::from_fn(|_| UnsafeCell::new(0)),
+        steps: AtomicU32::new(0),
+    });
+    let theirs = Arc::clone(&ring);
+    let kernel = thread::spawn(move || kernel_fills(&theirs, PACKETS));
+    let mut found = Vec::new();
+    let mut read = |looks: usize| {
+        for _ in 0..looks {
+            let at = found.len() % 2;
+            ring.step();
+            if protocol::frame_status::<O>(&ring.status[at]) == OF_USER {
+                // SAFETY: loom checks that no write is concurrent.
+                found.push(ring.frames[at].with(|p| unsafe { *p }));
+                protocol::give_frame_back::<O>(&ring.status[at], OF_KERNEL);
+            }
+        }
+    };
+    read(3);
+    let dropped = kernel.join().unwrap();
+    read(3);
+    assert_eq!(found.len() as u64 + dropped, PACKETS, "a packet is neither there nor dropped");
+    assert!(found.is_sorted(), "packets out of order");
+}
+
+#[test]
+fn a_frame_is_read_whole_and_is_over_before_it_is_filled_again() {
+    check(None, packet_ring::<Strong>);
+}
+
+#[test]
+fn with_a_relaxed_load_of_its_status_a_frame_may_not_be_filled_yet() {
+    breaks!(None, RACE, packet_ring::<WeakFrameLoad>);
+}
+
+#[test]
+fn with_a_relaxed_return_a_frame_is_filled_again_while_it_is_read() {
+    breaks!(None, RACE, packet_ring::<WeakFrameStore>);
 }

@@ -15,6 +15,7 @@ mod fan;
 mod guard;
 mod hot;
 mod latency;
+mod packets;
 mod places;
 mod roll;
 mod throughput;
@@ -52,6 +53,7 @@ fn main() {
     }
     let page = names.get(1).map(PathBuf::from).unwrap_or_default();
     let other = names.get(2).map(PathBuf::from).unwrap_or_default();
+    let text = |at: usize| names.get(at).and_then(|name| name.to_str()).unwrap_or_default();
     let report = match names.first().and_then(|name| name.to_str()) {
         Some("append") => append::measure(&run),
         Some("latency") => latency::measure(&run),
@@ -65,9 +67,10 @@ fn main() {
         Some("seek") => places::measure_seek(&run),
         Some("roll") => roll::measure(&run),
         Some("guard") => guard::measure(&run),
+        Some("packets") => packets::measure(&run, text(1), text(2), text(3)),
         other => {
             eprintln!(
-                "{other:?}: append, latency, throughput, fan, hot, open, seek, roll or guard"
+                "{other:?}: append, latency, throughput, fan, hot, open, seek, roll, guard or packets"
             );
             std::process::exit(2);
         }
