@@ -14,10 +14,10 @@ import threading
 from collections.abc import Sequence
 
 import chronicle
-from tests.net_support import Link, missing, veth
 
 from benches import native
 from benches.common import Run, median, pinned, quantile
+from tests.net_support import Link, missing, veth
 
 LINE = ("239.255.77.1", 10378)
 #: One datagram every 100 microseconds: no reader here has two of them before it at once.
