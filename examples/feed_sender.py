@@ -28,12 +28,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chronicle.feeds import Counts
-from chronicle.feeds.generate import MarketGenerator, iex_packet
+from chronicle.feeds.generate import SYMBOLS, iex_packet
+from chronicle.feeds.iex import DEEP_1_0
 from chronicle.feeds.pcap import PcapReader
 from chronicle.feeds.recovery import PacketHistory, RecoveryServer
 from chronicle.feeds.source import ByteSource
 
 NS_PER_S = 1_000_000_000
+TICK = 100  # a cent, in the feed's ten thousandths of a dollar
 
 
 def address(text: str) -> tuple[str, int]:
@@ -52,20 +54,49 @@ def captured(path: Path) -> Iterator[bytes]:
 
 
 def generated(seed: int, count: int, runs: int) -> Iterator[bytes]:
-    """Yield the packets of a made-up market that begins anew so many times, with heartbeats."""
-    start_ns = 1_700_000_000 * NS_PER_S
-    for run in range(runs):
-        yield iex_packet(b"", 0, sequence=1, offset=0, sent_ns=start_ns)
-        sent_ns = start_ns
-        for number, (_, packet) in enumerate(
-            MarketGenerator(seed=seed + run, start_ns=start_ns + NS_PER_S).packets(count // runs)
-        ):
-            sent_ns = struct.unpack_from("<q", packet, 32)[0]
+    """Yield the packets of a made-up market, price levels and trades, that begins so many times."""
+    chance = random.Random(seed)
+    now_ns = 1_700_000_000 * NS_PER_S
+    for _ in range(runs):
+        middles = {symbol: chance.randrange(2_000, 60_000) * TICK for symbol in SYMBOLS}
+        packet = iex_packet(b"", 0, sequence=1, offset=0, sent_ns=now_ns, protocol=DEEP_1_0)
+        yield packet
+        sequence, offset, last = 1, 0, count // runs
+        while sequence <= last:
+            now_ns += int(chance.expovariate(1 / 50_000)) + 1
+            messages = min(chance.choice((1, 1, 2, 3, 6)), last + 1 - sequence)
+            blocks = b"".join(made_up(chance, middles, now_ns) for _ in range(messages))
+            packet = iex_packet(
+                blocks,
+                messages,
+                sequence=sequence,
+                offset=offset,
+                sent_ns=now_ns,
+                protocol=DEEP_1_0,
+            )
             yield packet
-            if number % 50 == 49:
-                yield heartbeat(packet, sent_ns)
+            sequence += messages
+            offset += len(blocks)
+            if chance.random() < 0.02:
+                yield heartbeat(packet, now_ns)
         # Half a minute later it begins again with message 1.
-        start_ns = sent_ns + 30 * NS_PER_S
+        now_ns += 30 * NS_PER_S
+
+
+def made_up(chance: random.Random, middles: dict[bytes, int], now_ns: int) -> bytes:
+    """Return one message with its length before it: a price level, or a trade."""
+    symbol = chance.choice(SYMBOLS)
+    middles[symbol] = middle = max(100 * TICK, middles[symbol] + chance.choice((-1, 0, 1)) * TICK)
+    size = chance.randrange(1, 20) * 100
+    head = now_ns, symbol.ljust(8)
+    if chance.random() < 0.1:
+        trade_id = chance.randrange(1 << 40)
+        return struct.pack("<HBBq8sIqq", 38, ord("T"), 0, *head, size, middle, trade_id)
+    away = chance.randrange(1, 12) * TICK
+    code, price = chance.choice(((ord("8"), middle - away), (ord("5"), middle + away)))
+    if chance.random() < 0.4:
+        size = 0
+    return struct.pack("<HBBq8sIq", 30, code, 1, *head, size, price)
 
 
 def heartbeat(packet: bytes, sent_ns: int) -> bytes:
@@ -142,6 +173,11 @@ class Venue:
             for line in self.options.lines:
                 self._socket.sendto(beat, line)
 
+    def close(self) -> None:
+        """Stop sending."""
+        self.ended.set()
+        self._socket.close()
+
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
@@ -183,16 +219,17 @@ async def serve(options: argparse.Namespace) -> None:
         messages = sum(struct.unpack_from("<H", packet, 14)[0] for packet in packets)
         say(recovery=f"{options.address}:{port}", packets=len(packets), messages=messages)
         try:
-            if options.wait:
-                await asyncio.to_thread(sys.stdin.readline)
+            if options.wait and not await asyncio.to_thread(sys.stdin.readline):
+                return
             await asyncio.to_thread(venue.send)
             say(datagrams=venue.datagrams, cuts=server.cuts_made)
             beating = asyncio.create_task(asyncio.to_thread(venue.beat))
             await asyncio.to_thread(sys.stdin.read)
-        finally:
             venue.ended.set()
-        await beating
-        say(cuts=server.cuts_made)
+            await beating
+            say(cuts=server.cuts_made)
+        finally:
+            venue.close()
 
 
 if __name__ == "__main__":
