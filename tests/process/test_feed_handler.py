@@ -32,6 +32,7 @@ from chronicle.feeds.iex import BuyLevel, SellLevel
 from chronicle.feeds.snapshot import SNAPSHOT_CLASSES
 from chronicle.feeds.stream import RESTARTED, FeedGap, FeedMark
 from chronicle.hot import Info
+from chronicle.hot.compile import program_for
 from chronicle.message import MessageBase
 
 from tests.feeds_support import IEX_FILE, pcap, sample
@@ -294,7 +295,7 @@ def test_a_real_capture_is_exact_though_the_handler_is_killed(
 
 
 def test_a_made_up_market_is_exact_over_poor_lines_cuts_and_kills(system: Any, folder: Path):
-    count = 200_000 if FULL else 30_000
+    count = 200_000 if FULL else 20_000
     runs = made_up(folder, count=count, runs=3)
     made = system("--count", str(count), "--runs", "3", "--rate", "5000", *POOR, "--cuts", "5")
     assert made.facts["messages"] == sum(map(len, runs)) == count
@@ -398,6 +399,8 @@ class Oracle:
 def assert_late_joiners(made: System, messages: int, joins: int, seed: int) -> None:
     """Let joiners come at random while the sender sends, and hold them against the oracle."""
     random_ = random.Random(seed)
+    # Compiled before it begins: the market does not wait.
+    program_for(Books())
     made.start()
     live = chronicle.Queue.open_subscriber(made.streams / "live", None, start="earliest")
     compiled: list[tuple[chronicle.HotThread, list[chronicle.QueueReader]]] = []
@@ -429,7 +432,8 @@ def assert_late_joiners(made: System, messages: int, joins: int, seed: int) -> N
     oracle = Oracle(made.streams / "live")
 
     def all_ready(joiner: Joiner) -> bool:
-        joiner.take()
+        for _ in range(2_000):
+            joiner.take()
         books = joiner.books
         ready.clear()
         for symbol, (bids, asks) in oracle.books.items():
@@ -480,9 +484,9 @@ def is_like(hot: chronicle.HotThread, oracle: Oracle) -> bool:
 
 
 def test_late_joiners_of_a_made_up_market_have_the_oracles_books(system: Any):
-    count = 100_000 if FULL else 25_000
+    count = 100_000 if FULL else 12_000
     made = system("--count", str(count), "--runs", "2", "--rate", "3000", *POOR, "--cuts", "2")
-    assert_late_joiners(made, count, 4, 11)
+    assert_late_joiners(made, count, 3, 11)
 
 
 @pytest.mark.needs_data
