@@ -295,15 +295,15 @@ def test_a_real_capture_is_exact_though_the_handler_is_killed(
 
 
 def test_a_made_up_market_is_exact_over_poor_lines_cuts_and_kills(system: Any, folder: Path):
-    count = 200_000 if FULL else 20_000
+    count = 201_000 if FULL else 21_000
     runs = made_up(folder, count=count, runs=3)
     made = system("--count", str(count), "--runs", "3", "--rate", "5000", *POOR, "--cuts", "5")
     assert made.facts["messages"] == sum(map(len, runs)) == count
     made.start()
     live = Live(made, runs)
     made.send()
-    for killed in range(1, 4):
-        live.take_until(killed * count // 5)
+    for killed in range(1, 4 if FULL else 3):
+        live.take_until(killed * count // 4)
         made.kill()
         made.start()
     live.assert_complete()

@@ -62,7 +62,7 @@ _WINDOW = 4_096
 class SnapshotPublisher(Books):
     """Keeps all books and publishes them, a symbol at a time, to its output `snapshot`."""
 
-    interval_ns: i64 = 1_000_000
+    interval_ns: i64 = 5_000_000
     every_messages: u32 = 256
     next_ns: i64
     since: u32
