@@ -9,7 +9,8 @@ behind the backticks:
   compared with what it has printed.
 - ``pycon``: run as a doctest.
 - ``console``: lines with ``$`` are commands. ``chronicle`` and ``python`` are run, and what stands
-  below is compared; ``make`` must name a target that exists, ``pip install`` extras that do.
+  below is compared; ``make`` must name a target that exists, ``pip install`` extras that do;
+  an environment is not made.
 - ``toml``, ``json``, ``yaml``, ``ini``: must parse.
 - ``text``: a picture or an output.
 - anything else needs a reason.

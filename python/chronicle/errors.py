@@ -655,7 +655,8 @@ class QueueRemoved(ChronicleError):
 class ReaderActive(ChronicleError):
     """A reader of this name is open already.
 
-    What to do: give each reader a name of its own.
+    What to do: close the other one (a hot thread gives its readers back open), or give each reader
+    a name of its own.
 
     Attributes
     ----------

@@ -16,6 +16,7 @@ from chronicle.hot.audit import audit
 from tests.hot_books import OrderBook
 from tests.hot_handlers import GapTracker, Summary, TokenBucket, Volatility
 
+FLOAT = "from chronicle.hot import Handler\nclass Good(Handler):\n    mean: float\n"
 GOOD = """
 from chronicle.hot import Handler, Output, on
 from chronicle.message import MessageBase, f64, message
@@ -110,6 +111,8 @@ def test_json_has_the_same_facts(module: Path, capsys: pytest.CaptureFixture[str
         ("strategy:Good", "import nosuch_package\n", "it needs 'nosuch_package'; install it"),
         ("strategy:Good", "x = 1 +\n", "SyntaxError at"),
         ("strategy:Good", "raise RuntimeError('no feed')\n", "RuntimeError at"),
+        ("strategy:Good", FLOAT, "strategy.py:2: field 'mean' of handler 'Good'"),
+        ("strategy:Good", FLOAT, "write f64, or another of"),
         ("strategy", "x = 1\n", "names no handler; it has: none"),
         ("strategy.py:Good", "open('/nosuch/file')\n", "cannot be imported"),
     ],
@@ -123,6 +126,15 @@ def test_what_cannot_be_imported_is_told_with_a_cure(
     assert out == ""
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_handler_that_takes_nothing_is_told_how_to(
+    module: Path, capsys: pytest.CaptureFixture[str]
+):
+    module.write_text("from chronicle.hot import Handler\nclass Deaf(Handler):\n    pass\n")
+    code, out, _ = run(capsys, "strategy:Deaf")
+    assert code == 0
+    assert "no messages: mark methods with @chronicle.on" in out
 
 
 def test_the_one_handler_of_a_module_needs_no_name(

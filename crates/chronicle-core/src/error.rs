@@ -117,7 +117,7 @@ impl fmt::Display for Error {
             ),
             ErrorKind::ReaderActive { path, name, pid } => write!(
                 f,
-                "reader '{name}' of queue '{path}' is open already: pid={pid}; give each reader a name of its own"
+                "reader '{name}' of queue '{path}' is open already: pid={pid}; close it there, or give each reader a name of its own"
             ),
             ErrorKind::NotAQueue { path, why } => write!(
                 f,

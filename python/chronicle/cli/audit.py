@@ -95,7 +95,7 @@ def _show(out: Console, handler: str, verdict: Verdict) -> None:
 
 def _add_reach(add_row: Callable[..., None], reach: Reach) -> None:
     """Show what a handler can reach."""
-    add_row("takes", ", ".join(reach.takes) or "no messages")
+    add_row("takes", ", ".join(reach.takes) or "no messages: mark methods with @chronicle.on(...)")
     if reach.hooks:
         add_row("hooks", ", ".join(reach.hooks))
     add_row(

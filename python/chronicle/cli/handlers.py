@@ -9,6 +9,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import chronicle
 from chronicle.errors import BadArgument
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def _not_found(place: str, missing: str) -> str:
 
 
 def _broken(place: str, error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
+    # The last line of somebody else's: that this package has raised the error is not the news.
+    own = f"{os.path.dirname(chronicle.__file__)}{os.sep}"  # noqa: PTH120
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if own not in f.filename]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     if isinstance(error, SyntaxError):
         where = f" at {error.filename}:{error.lineno}"

@@ -382,14 +382,20 @@ def _check_name(cls: type, name: str, reserved: frozenset[str]) -> None:
         )
 
 
+#: What somebody means who writes a type of Python.
+_PLAIN: Final[dict[type, str]] = {bool: "bool_", bytes: "char8", float: "f64", int: "i64"}
+
+
 def _kind(cls: type, name: str, hint: object) -> _Kind:
     found: list[Any] = []
     if get_origin(hint) is Annotated:
         found = [k for k in get_args(hint)[1:] if isinstance(k, _Kind)]
     if len(found) != 1:
+        plain = _PLAIN.get(hint) if isinstance(hint, type) else None
+        meant = f"write {plain}, or another of " if plain else "use "
         raise TypeError(
             f"field {name!r} of handler {cls.__qualname__!r} has no fixed layout: "
-            f"annotation={hint!r}; use i8 to u64, f32, f64, bool_, chars[n], array[f64, n], "
+            f"annotation={hint!r}; {meant}i8 to u64, f32, f64, bool_, chars[n], array[f64, n], "
             "table[Message, n], Annotated[Buffer, Size(n)], Output, Counter, "
             "Annotated[Outputs, Slots(n)], or ClassVar for a constant"
         )

@@ -908,8 +908,10 @@ class HotThread:
             return
         if (failure := self.failure) is not None:
             raise failure
-        state = "was not started" if self._phase == "new" else "is stopped"
-        raise Closed(f"hot thread '{self.name}' {state}; nothing was sent")
+        state, cure = "is stopped", "make a new one"
+        if self._phase == "new":
+            state, cure = "was not started", "call start() first, or use it in a `with` block"
+        raise Closed(f"hot thread '{self.name}' {state}; nothing was sent; {cure}")
 
     def _is_own_thread(self) -> bool:
         thread_id: int = self._core.status().get("thread_id", 0)
