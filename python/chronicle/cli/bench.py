@@ -137,7 +137,9 @@ def _write_report(
     from chronicle.report import Figure, Run
 
     names, earlier = plan
-    series, timelines = latency.measure(folder, names, options.seconds, note)
+    series, timelines = latency.measure(
+        folder, names, options.seconds, note, best_only=options.peers == "all"
+    )
     fields = Figure.__struct_fields__
     made = Run(
         title="Chronicle: what this machine does",

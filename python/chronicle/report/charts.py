@@ -26,7 +26,7 @@ SERIES_MAX: Final = 8
 
 QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
-_DASHES: Final = ("none", "7 3", "2 3", "9 3 2 3", "none", "7 3", "2 3", "9 3 2 3")
+_DASHES: Final = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 2 1 2", "10 3 2 3 2 3", "5 6")
 
 
 #: Of the text of ticks; an upper bound, so that labels never run into each other.
