@@ -437,10 +437,13 @@ class HandOver:
         if outcome == "ended":
             return outcome, carried
         _log.info("hot thread '%s' reads '%s' no more", self._care.thread.name, kept.path)
-        if outcome == "removed" and await self._may_come_again(kept.path, reader):
+        if not await self._may_come_again(kept.path, reader):
+            self._retire(reader)
+        elif outcome == "removed":
             self._waiting[kept.path] = reader
         else:
-            self._retire(reader)
+            # It failed. The next life gets another one, for which the name must be free.
+            self._close(reader)
         return "gone", None
 
     async def _take_back(self, kept: _Kept) -> tuple[str, Any]:
