@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Imported here, not by the first watch: looking for its C library it runs a program, and the child
+# has this process's locks until then, also of an owner that was just "killed".
+import asyncinotify  # noqa: F401
 import chronicle
 import hypothesis.strategies as st
 from chronicle.bus import Bus, Endpoint

@@ -210,3 +210,13 @@ def test_ready_takes_names_of_one_part_that_fit(bus):
         with pytest.raises(chronicle.BadArgument, match="marker too long"):
             endpoint.ready([f"queue{number}" for number in range(1_000)])
         assert names_in(endpoint.path) == ["LEASE", "LOCK"]
+
+
+def test_an_endpoint_that_is_closed_is_free_though_a_child_has_its_descriptors(bus):
+    endpoint = bus.open_endpoint("a")
+    assert endpoint._lock is not None
+    # As a child that was forked meanwhile has them, until it runs its program.
+    childs = os.dup(endpoint._lock)
+    endpoint.close()
+    bus.open_endpoint("a").close()
+    os.close(childs)

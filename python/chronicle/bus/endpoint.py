@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from chronicle.bus.lock import is_locked, take_lock
+from chronicle.bus.lock import free_lock, is_locked, take_lock
 from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
 from chronicle.bus.names import open_directory, split_name
 from chronicle.bus.readiness import Readiness
@@ -301,6 +301,7 @@ class Endpoint:
                 # READY first: nobody shall open what is about to go.
                 remove_marker(self._directory, Ready.FILE)
                 remove_marker(self._directory, Lease.FILE)
+                free_lock(self._lock)
             self._release()
 
     def _open_directory(self) -> int:

@@ -11,12 +11,13 @@ from chronicle.bus.markers import Lease, read_marker
 from chronicle.bus.names import refused
 from chronicle.errors import EndpointActive
 
-__all__ = ["LOCK_FILE", "is_locked", "take_lock"]
+__all__ = ["LOCK_FILE", "free_lock", "is_locked", "take_lock"]
 
 LOCK_FILE: Final = "LOCK"
 #: ``struct flock`` of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 _WRITE_LOCK: Final = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_NO_LOCK: Final = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def take_lock(directory: int, path: str) -> int:
@@ -42,6 +43,15 @@ def take_lock(directory: int, path: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def free_lock(descriptor: int) -> None:
+    """Free a lock that this process took.
+
+    Closing the descriptor is not enough at once: a child that was forked meanwhile, and has not run
+    its program yet, has it too.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _NO_LOCK)
 
 
 def is_locked(directory: int, path: str) -> bool:
