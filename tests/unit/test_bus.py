@@ -13,9 +13,12 @@ from pathlib import Path
 import chronicle
 import pytest
 from chronicle.bus import Bus, Lease, Ready
+from chronicle.bus.lock import take_lock
 from chronicle.bus.markers import write_marker
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.queue_support import publisher
 
 LEASE = Lease("0" * 32, 1, 1, "0" * 36, 0, 1)
 
@@ -220,3 +223,22 @@ def test_an_endpoint_that_is_closed_is_free_though_a_child_has_its_descriptors(b
     endpoint.close()
     bus.open_endpoint("a").close()
     os.close(childs)
+
+
+def test_the_markers_of_a_dead_owner_do_not_come_to_life_when_the_next_one_has_the_lock(bus):
+    first = bus.open_endpoint("a")
+    publisher(first.path / "q").close()
+    first.ready(["q"])
+    path = str(first.path / "q")
+    assert bus.readiness(path) is not None
+    # It is killed, and the next owner has got no further than the lock.
+    first._release()
+    directory = os.open(bus.path / "a", os.O_RDONLY)
+    lock = take_lock(directory, "a")
+    assert (bus.status("a").state, bus.status("a").reason) == ("dead", "lock free")
+    assert bus.readiness(path) is None
+    with pytest.raises(chronicle.EndpointActive):
+        bus.open_endpoint("a")
+    os.close(lock)
+    os.close(directory)
+    bus.open_endpoint("a").close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from chronicle.bus.lock import free_lock, is_locked, take_lock
+from chronicle.bus.lock import free_lock, is_locked, lock_instance, take_lock
 from chronicle.bus.markers import Lease, Ready, read_marker, remove_marker, write_marker
 from chronicle.bus.names import open_directory, split_name
 from chronicle.bus.readiness import Readiness
@@ -123,7 +123,7 @@ class Bus:
                 # The lock last: an owner that ends in between is reported as dead.
                 lease = read_marker(directory, path, Lease)
                 ready = read_marker(directory, path, Ready)
-                is_held = is_locked(directory, path)
+                is_held = lease is not None and is_locked(directory, path, lease.instance)
         except FileNotFoundError:
             return Status("absent", "missing", False, None)
         if lease is None:
@@ -228,12 +228,12 @@ class Endpoint:
             self._directory = os.dup(directory)
         try:
             self._lock = take_lock(self._directory, str(self.path))
-            self.lease = self._begin(int(valid_s * 1e9))
+            self.lease = self._begin(self._lock, int(valid_s * 1e9))
         except BaseException:
             self._release()
             raise
 
-    def _begin(self, valid_ns: int) -> Lease:
+    def _begin(self, lock: int, valid_ns: int) -> Lease:
         last = read_marker(self._directory, str(self.path), Lease)
         # It spoke for the last owner.
         remove_marker(self._directory, Ready.FILE)
@@ -245,6 +245,7 @@ class Endpoint:
             renewed_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
             valid_ns=valid_ns,
         )
+        lock_instance(lock, lease.instance)
         write_marker(self._directory, lease)
         return lease
 

@@ -70,7 +70,7 @@ class Readiness:
         ready = read_marker(directory, endpoint, Ready)
         if lease is None or ready is None or ready.instance != lease.instance:
             return None
-        if queue not in ready.queues or not is_locked(directory, endpoint):
+        if queue not in ready.queues or not is_locked(directory, endpoint, lease.instance):
             return None
         with open_below(directory, queue, f"{endpoint}/{queue}") as below:
             queue_id = read_queue_id("control", directory=below)
