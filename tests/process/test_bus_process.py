@@ -147,6 +147,8 @@ def test_owners_that_are_killed_again_and_again_are_read_completely_by_a_hot_thr
         )
         for life in range(1, 5):
             with owner(bus) as child:
+                # A life that nobody has seen is no life; its messages would be the next one's.
+                eventually(lambda: lives.count("admit a") == life)  # noqa: B023  (called here)
                 child.tell("25")
                 child.hear()
                 child.kill()

@@ -332,3 +332,36 @@ def test_a_path_that_is_not_of_this_bus_is_refused(bus):
         with pytest.raises(chronicle.BadArgument):
             bus.readiness(str(path))
     assert bus.readiness(str(bus.path / "a/out")) is None
+
+
+def test_a_life_that_ends_before_it_was_read_is_read_all_the_same(hot, sidecar, bus):
+    desk = Desk()
+    desk.trouble["gone"] = RuntimeError("not now")
+    found = sidecar.discover(
+        bus.path / "orders/*/out",
+        hot,
+        name="r",
+        readiness=bus.readiness,
+        admit=desk.admit,
+        on_gone=desk.on_gone,
+    )
+    with open_ready(bus):
+        eventually(lambda: 1 in hot.added)
+        hot.say_added(1, 0)
+    eventually(lambda: hot.removals)
+    hot.say_removed()
+    name = f"discovery {bus.path}/orders/*/out"
+    eventually(lambda: "cannot be let go" in sidecar.health()[name].detail)
+    # The next life comes, speaks, and dies while the last one is still being let go.
+    with open_ready_again(bus) as endpoint:
+        with publisher(endpoint.path / "out") as writer:
+            writer.append(1, b"the only words")
+        eventually(lambda: found._kept)
+    eventually(lambda: not found._kept)
+    del desk.trouble["gone"]
+    eventually(lambda: 2 in hot.added)
+    hot.say_added(2, 1)
+    assert [message.seq for message in hot.added[2]] == [1]
+    eventually(lambda: hot.removals)
+    hot.say_removed()
+    eventually(lambda: desk.said == ["admit out", "gone out"] * 2)

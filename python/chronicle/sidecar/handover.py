@@ -95,6 +95,8 @@ class _Kept:
     source: int | None = None
     error: str | None = None
     is_admitted: bool = False
+    #: Of the queue that was there when it was found ready.
+    queue_id: str | None = None
     is_gone: asyncio.Event = field(default_factory=asyncio.Event)
     #: Answers of the hot thread: (kind, what it carries).
     inbox: asyncio.Queue[tuple[str, Any]] = field(default_factory=asyncio.Queue)
@@ -247,11 +249,13 @@ class HandOver:
 
     async def _keep(self, kept: _Kept, last: asyncio.Task[None] | None) -> None:
         """Keep one queue at the hot thread until it is gone, or the hot thread is."""
+        if self._in_order:
+            kept.queue_id = await in_worker(None, queue_at, kept.path)
         if last is not None:
             await asyncio.wait({last})
         start = self._start
         attempt = 0
-        while not kept.is_gone.is_set():
+        while True:
             began_s = asyncio.get_running_loop().time()
             kept.state = "opening"
             outcome, carried = await self._try(kept, start)
@@ -267,6 +271,8 @@ class HandOver:
                 attempt = 0
             kept.state = "backoff"
             await self._pause(kept, attempt)
+            if kept.is_gone.is_set():
+                break
             attempt += 1
             if self._name is not None and outcome != "error":
                 start = "resume"
@@ -278,6 +284,8 @@ class HandOver:
     async def _try(self, kept: _Kept, start: Start) -> tuple[str, Any]:
         """Have a queue admitted, opened and read; return how that ended."""
         reader: QueueReader | None = None
+        if await self._is_nothing_left(kept):
+            return "gone", None
         try:
             admission = await self._ask(kept)
         except Exception as error:
@@ -286,7 +294,7 @@ class HandOver:
             if not isinstance(error, ChronicleError | OSError):
                 _log.exception("'%s' was not admitted", kept.path)
             return "error", error
-        if kept.is_gone.is_set():
+        if await self._is_nothing_left(kept):
             return "gone", None
         try:
             reader, rest = await self._open(kept.path, start, admission.start)
@@ -301,6 +309,14 @@ class HandOver:
             # The name is free for the next try only if this reader is closed.
             self._close(reader)
         return outcome, carried
+
+    async def _is_nothing_left(self, kept: _Kept) -> bool:
+        """Whether it is gone, and no queue of it is left either that could hold messages."""
+        if not kept.is_gone.is_set():
+            return False
+        if not self._in_order or kept.queue_id is None:
+            return True
+        return await in_worker(None, queue_at, kept.path) != kept.queue_id
 
     async def _ask(self, kept: _Kept) -> Admission:
         if self._admit is None:
@@ -367,11 +383,8 @@ class HandOver:
     ) -> tuple[str, Any]:
         """Have the hot thread read this; return how that ended."""
         kept.state = "offered"
-        if not await self._offer(kept, reader, tag):
-            if await self._may_come_again(kept.path, reader):
-                self._waiting[kept.path] = reader
-            else:
-                self._close(reader)
+        if not await self._offer(kept, reader, tag, even_if_gone=self._in_order):
+            self._close(reader)
             return "gone", None
         await in_worker(None, rest.finish)
         outcome, carried = await self._answer(kept)
