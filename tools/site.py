@@ -88,7 +88,8 @@ def error_page() -> str:
         "`chronicle doctor` |",
         "\n".join(table),
         "::: chronicle.errors\n    options:\n      show_root_heading: false\n"
-        "      show_root_toc_entry: false\n      members_order: alphabetical",
+        "      show_root_toc_entry: false\n      members_order: alphabetical\n"
+        "      inherited_members: false",
     )
 
 

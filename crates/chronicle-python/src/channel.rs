@@ -67,6 +67,7 @@ pub struct Receiver {
 
 #[pymethods]
 impl Sender {
+    /// Sends an object; waits at most `timeout` seconds for room, by default not at all.
     #[pyo3(signature = (item, *, timeout = None))]
     fn send(&self, py: Python<'_>, item: Py<PyAny>, timeout: Option<f64>) -> PyResult<()> {
         let end = waiting::timeout(timeout)?.map(|t| Instant::now() + t);
@@ -92,6 +93,7 @@ impl Sender {
         }
     }
 
+    /// How many objects it can hold.
     #[getter]
     fn capacity(&self) -> usize {
         self.shared.queue.capacity()
@@ -109,6 +111,7 @@ impl Receiver {
         self.shared.queue.pop()
     }
 
+    /// How many objects it can hold.
     #[getter]
     fn capacity(&self) -> usize {
         self.shared.queue.capacity()

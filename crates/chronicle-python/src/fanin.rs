@@ -40,6 +40,7 @@ impl FanInReader {
         Ok(Self { inner: Owned::new("fan-in", inner), strategy: waiting::strategy(wait_strategy)? })
     }
 
+    /// Takes a reader over; returns the number of the source.
     fn add_reader(&self, py: Python<'_>, reader: &Bound<'_, QueueReader>) -> PyResult<usize> {
         self.inner.with(py, |inner| {
             let source = inner.fan.add(reader.get().inner.take(py, "a fan-in")?.reader);
@@ -51,6 +52,7 @@ impl FanInReader {
         })
     }
 
+    /// Gives the reader of a source back.
     fn remove_reader(&self, py: Python<'_>, source: usize) -> PyResult<Py<QueueReader>> {
         self.inner.with(py, |inner| {
             let absent = || {
@@ -66,6 +68,7 @@ impl FanInReader {
         })
     }
 
+    /// The next message of all sources, or `None`. Never waits.
     #[inline(always)]
     fn next(&self, py: Python<'_>) -> PyResult<Option<Py<Message>>> {
         self.inner.with(py, |inner| match inner.fan.next() {
@@ -77,6 +80,7 @@ impl FanInReader {
         })
     }
 
+    /// Waits until any source has something, in seconds; whether one has.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let timeout = waiting::timeout(timeout)?;
@@ -84,6 +88,7 @@ impl FanInReader {
         waiting::wait_any(py, &targets, self.strategy, timeout)
     }
 
+    /// Commits, on each source, exactly what was delivered.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.with(py, |inner| {
             inner.fan.check_owner().map_err(to_py)?;
@@ -97,6 +102,7 @@ impl FanInReader {
         self.inner.close(py)
     }
 
+    /// Whether `close` was called.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.is_closed(py)
@@ -106,6 +112,7 @@ impl FanInReader {
         self.inner.with(py, |inner| Ok(inner.fan.len()))
     }
 
+    /// Every source's number and reader, which is `Moved` as long as it is here.
     #[getter]
     fn sources(&self, py: Python<'_>) -> PyResult<Vec<(usize, Py<QueueReader>)>> {
         self.inner.with(py, |inner| {

@@ -217,26 +217,31 @@ impl Bytes {
 
 #[pymethods]
 impl Message {
+    /// Its number in its queue, from 1.
     #[getter]
     fn seq(&self) -> u64 {
         self.place().raw.sequence
     }
 
+    /// When it was published, in nanoseconds since 1970 UTC, or what the writer gave.
     #[getter]
     fn timestamp_ns(&self) -> u64 {
         self.place().raw.timestamp_ns
     }
 
+    /// What it is: 1 to 65,535.
     #[getter]
     fn type_id(&self) -> u16 {
         self.place().raw.type_id
     }
 
+    /// The source of the fan-in that it came from; `None` from a reader.
     #[getter]
     fn source(&self) -> Option<i64> {
         (self.place().source >= 0).then_some(self.place().source)
     }
 
+    /// Its bytes: a read-only view of the mapping.
     #[getter]
     #[inline(always)]
     fn payload<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
@@ -246,6 +251,7 @@ impl Message {
         }
     }
 
+    /// Where it is: segment index and offset in one number.
     #[getter]
     fn position(&self) -> u64 {
         self.place().segment.geometry.position(self.place().segment.index, self.place().raw.offset)

@@ -50,26 +50,31 @@ impl Datagram {
 
 #[pymethods]
 impl Datagram {
+    /// The bytes behind the UDP header.
     #[getter]
     fn payload(&self, py: Python<'_>) -> Py<PyBytes> {
         self.payload.clone_ref(py)
     }
 
+    /// Which of the ring's lines it came on.
     #[getter]
     fn line(&self) -> u16 {
         self.line
     }
 
+    /// When the kernel got it, in nanoseconds since 1970 UTC.
     #[getter]
     fn timestamp_ns(&self) -> u64 {
         self.timestamp_ns
     }
 
+    /// How many datagrams the ring has handed out, this one included.
     #[getter]
     fn number(&self) -> u64 {
         self.number
     }
 
+    /// The place of the ring in the hot thread's `packets`; `None` when the ring was read by hand.
     #[getter]
     fn source(&self) -> Option<u32> {
         self.source
@@ -197,6 +202,7 @@ impl PacketRing {
         Ok(())
     }
 
+    /// Whether `close` was called.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.is_closed(py)

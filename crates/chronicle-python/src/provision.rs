@@ -36,6 +36,8 @@ impl Provisioner {
         Ok(Self { inner: Owned::new("provisioner", chronicle_core::Provisioner::new()?) })
     }
 
+    /// Serves a writer or a reader from now on: the next segment, and for a writer what else was
+    /// asked for.
     #[pyo3(signature = (target, *, flush_interval = None, retention_bytes = None, retention_age = None))]
     fn attach(
         &self,

@@ -85,6 +85,7 @@ impl QueueReader {
         Ok(Self { inner: Owned::new("reader", Inner::new(reader)), strategy, name, path })
     }
 
+    /// The next message, or `None`. Never waits. Raises `Gap` once where messages are missing.
     #[inline(always)]
     fn next(&self, py: Python<'_>) -> PyResult<Option<Py<Message>>> {
         self.inner.with(py, |inner| match inner.reader.next() {
@@ -94,6 +95,8 @@ impl QueueReader {
         })
     }
 
+    /// Waits until there is something to read, in seconds; whether there is. Without the
+    /// interpreter lock, and answers Ctrl-C.
     #[pyo3(signature = (timeout = None))]
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let timeout = waiting::timeout(timeout)?;
@@ -102,6 +105,7 @@ impl QueueReader {
         waiting::wait_any(py, &[target], self.strategy, timeout)
     }
 
+    /// At most `count_max` messages of one type and size, as they stand in memory, or `None`.
     #[pyo3(signature = (*, count_max))]
     fn next_run(&self, py: Python<'_>, count_max: usize) -> PyResult<Option<Run>> {
         self.inner.with(py, |inner| {
@@ -110,6 +114,7 @@ impl QueueReader {
         })
     }
 
+    /// Remembers that everything that was delivered is done with: two stores.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.with(py, |inner| {
             inner.reader.check_owner().map_err(to_py)?;
@@ -143,35 +148,42 @@ impl QueueReader {
         self.inner.with(py, |inner| py.detach(|| inner.reader.seek(start)).map_err(to_py))
     }
 
+    /// Gives the name free. What was committed stays.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)
     }
 
+    /// Whether `close` was called.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.is_closed(py)
     }
 
+    /// The name that it is registered under, or `None`.
     #[getter]
     fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
+    /// The queue's directory.
     #[getter]
     fn path(&self) -> &PathBuf {
         &self.path
     }
 
+    /// The number of the message that `next` returns next.
     #[getter]
     fn next_seq(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |inner| Ok(inner.reader.next_sequence()))
     }
 
+    /// Where that message is, or will be: segment index and offset in one number.
     #[getter]
     fn position(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |inner| Ok(inner.reader.position()))
     }
 
+    /// Whether retention waits for this reader.
     #[getter]
     fn registered(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.with(py, |inner| Ok(inner.reader.is_registered()))
@@ -183,6 +195,7 @@ impl QueueReader {
         self.inner.with(py, |inner| Ok(hex(&inner.reader.queue().identity.queue_id)))
     }
 
+    /// How often messages were missing.
     #[getter]
     fn gaps(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |inner| Ok(inner.reader.gaps()))

@@ -65,6 +65,8 @@ impl QueueWriter {
         Ok(Self { inner: Owned::new("writer", writer), path })
     }
 
+    /// Publishes one message; returns its sequence number. `payload` is any C-contiguous buffer;
+    /// without `timestamp_ns` the message gets the wall clock.
     #[pyo3(signature = (type_id, payload, *, timestamp_ns = None))]
     #[inline(always)]
     fn append(
@@ -99,6 +101,8 @@ impl QueueWriter {
         })
     }
 
+    /// Publishes many messages from one buffer, with types and times of their own; returns the
+    /// number of the last one. They appear in runs of up to 256 KiB.
     #[pyo3(signature = (buffer, offsets, lengths, type_ids, timestamps_ns = None))]
     fn append_mixed(
         &self,
@@ -123,34 +127,42 @@ impl QueueWriter {
         self.inner.with(py, |writer| py.detach(|| writer.append_mixed(batch)).map_err(to_py))
     }
 
+    /// Makes everything that was published durable; returns the last durable number. Blocks on the
+    /// device.
     fn flush(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |writer| py.detach(|| writer.flush()).map_err(to_py))
     }
 
+    /// Gives the queue free for another writer. Does not flush.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)
     }
 
+    /// Whether `close` was called.
     #[getter]
     fn closed(&self, py: Python<'_>) -> PyResult<bool> {
         self.inner.is_closed(py)
     }
 
+    /// The queue's directory.
     #[getter]
     fn path(&self) -> &PathBuf {
         &self.path
     }
 
+    /// The number that the next message gets.
     #[getter]
     fn next_seq(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |writer| Ok(writer.next_sequence()))
     }
 
+    /// Where the next message goes: segment index and offset in one number.
     #[getter]
     fn position(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |writer| Ok(writer.next_position()))
     }
 
+    /// How many writers have ever opened the queue, this one included.
     #[getter]
     fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
         self.inner.with(py, |writer| Ok(writer.epoch()))
