@@ -17,9 +17,18 @@ class NativeDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Look at one object that griffe has found."""
         if obj.docstring is None and obj.path.startswith(f"{_MODULE}."):
-            value: Any = importlib.import_module(_MODULE)
-            for name in obj.path.removeprefix(f"{_MODULE}.").split("."):
-                value = inspect.getattr_static(value, name, None)
+            value = _found(obj.path.removeprefix(f"{_MODULE}.").split("."))
             text = inspect.getdoc(value) if value is not None else None
             if text and not obj.name.startswith("_"):
                 obj.docstring = griffe.Docstring(text, parent=obj, parser=griffe.Parser.numpy)
+
+
+def _found(names: list[str]) -> Any:
+    """Return an object of the native module; some of its classes are at hand in `chronicle` only."""
+    for module in (_MODULE, "chronicle"):
+        value: Any = importlib.import_module(module)
+        for name in names:
+            value = inspect.getattr_static(value, name, None)
+        if value is not None:
+            return value
+    return None

@@ -26,9 +26,7 @@ REMEDY: Final = "What to do:"
 
 def command_page() -> str:
     """Return the page of the command line, from its parsers."""
-    from chronicle.cli.program import build_parser
-
-    parser = build_parser()
+    parser = command_parser()
     parts = [
         "# The command `chronicle`",
         "Made from the program's own parsers when this site is built.",
@@ -37,6 +35,13 @@ def command_page() -> str:
     for name, command in subcommands(parser):
         parts += [f"## chronicle {name}", _usage(command)]
     return "\n\n".join(parts) + "\n"
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command `chronicle`."""
+    from chronicle.cli.program import build_parser
+
+    return build_parser()
 
 
 def subcommands(
