@@ -24,7 +24,7 @@ class NativeDocstrings(griffe.Extension):
 
 
 def _found(names: list[str]) -> Any:
-    """Return an object of the native module; some of its classes are at hand in `chronicle` only."""
+    """Return an object of the native module; some classes are at hand in `chronicle` only."""
     for module in (_MODULE, "chronicle"):
         value: Any = importlib.import_module(module)
         for name in names:
