@@ -2,12 +2,17 @@
 
     make chaos                                 five minutes
     python examples/chaos.py --seconds 20 --seed 7
+    python examples/chaos.py --market          without a network, for who is not root
 
-A market, an exchange, a router and two strategies run as processes. Every second one of them is
-killed (SIGKILL) or stopped (SIGSTOP, and some time later SIGCONT). Whoever has ended is started
+A feed handler, an exchange, a router and two strategies run as processes. Every second one of them
+is killed (SIGKILL) or stopped (SIGSTOP, and some time later SIGCONT). Whoever has ended is started
 again, as a service manager would do it; nobody is told anything. At the end all run undisturbed for
 a moment, to show that they have recovered; then the strategies are asked to leave, everything
 drains, and every order must be accounted for.
+
+The venue that the feed handler listens to is outside of that system: it sends on two lines that
+lose packets, over a cable (a veth pair) in a network namespace that ends with this program. That
+needs root. With `--market`, `market.py` takes the feed handler's place.
 """
 
 from __future__ import annotations
@@ -29,6 +34,11 @@ from accounts import Accounts, account, read_bus
 
 HERE: Final = Path(__file__).parent
 PATIENCE_S: Final = 60.0
+#: The venue's end of the cable and ours; the two lines; where recovery listens.
+CABLE: Final = ("chr-venue", "chr-feed")
+VENUE: Final = "10.77.0.1"
+LINES: Final = ("239.77.1.1:10378", "239.77.1.2:10378")
+RECOVERY_PORT: Final = 19_777
 RISK: Final = """\
 trading = true
 ratio = 2.5
@@ -83,7 +93,7 @@ class Child:
 class Chaos:
     """The processes, and what is done to them."""
 
-    def __init__(self, folder: Path, seed: int, rate: float) -> None:
+    def __init__(self, folder: Path, seed: int, rate: float, seconds: int, *, market: bool) -> None:
         self.bus = folder / "bus"
         self.bus.mkdir(mode=0o700)
         risk = folder / "risk.toml"
@@ -91,22 +101,44 @@ class Chaos:
         self.chance = random.Random(seed)
         self.logs = folder / "logs"
         self.logs.mkdir()
+        self.venue: subprocess.Popen[bytes] | None = None
         bus = str(self.bus)
+        if market:
+            source = self._child("market", "market", bus, "--venue", "iex", "--rate", str(rate))
+            symbol = "ZXIET"
+        else:
+            self.venue = self._start_venue(rate, seconds + 3 * PATIENCE_S)
+            source = self._child(
+                *("feed", "feed_handler", bus, "--interface", CABLE[1], "--lines", *LINES),
+                *("--recovery", f"{VENUE}:{RECOVERY_PORT}", "--live-mib", "8"),
+            )
+            symbol = "AAPL"
         self.children = [
-            self._child("market", bus, "--rate", str(rate)),
-            self._child("exchange", bus),
-            self._child("router", bus),
+            source,
+            self._child("exchange", "exchange", bus),
+            self._child("router", "router", bus),
         ]
+        more = ("--symbol", symbol, "--risk", str(risk))
         self.strategies = [
-            self._child("strategy", bus, name, "--venue", "sim", "--risk", str(risk))
-            for name in ("alpha", "beta")
+            self._child(name, "strategy", bus, name, *more) for name in ("alpha", "beta")
         ]
         self.children += self.strategies
 
-    def _child(self, script: str, *arguments: str) -> Child:
-        name = arguments[1] if script == "strategy" else script
+    def _child(self, name: str, script: str, *arguments: str) -> Child:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
         return Child(name, command, (self.logs / f"{name}.log").open("ab"))
+
+    def _start_venue(self, rate: float, seconds: float) -> subprocess.Popen[bytes]:
+        """Start what sends the market. It ends when its input does."""
+        command = [
+            *(sys.executable, str(HERE / "feed_sender.py"), "--address", VENUE),
+            *("--lines", *LINES, "--loss", "0.01", "--double", "0.01", "--late", "0.02"),
+            *("--recovery-port", str(RECOVERY_PORT), "--rate", str(rate), "--runs", "1"),
+            # Some two and a half messages are in a packet.
+            *("--count", str(int(rate * seconds * 2.5))),
+        ]
+        with (self.logs / "venue.log").open("wb") as log:
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
     def supervise_until(self, is_done: Callable[[], bool], end_s: float) -> bool:
         """Look after everybody until something is so; whether it was in time."""
@@ -213,6 +245,7 @@ class Chaos:
         wrong = self.leave(self.strategies)
         end_s = time.monotonic() + PATIENCE_S
         self.supervise_until(lambda: account(read_bus(self.bus), closed=True).perfect, end_s)
+        self.end_venue()
         wrong += self.leave([child for child in self.children if child not in self.strategies])
         return account(read_bus(self.bus), closed=True), wrong
 
@@ -224,11 +257,18 @@ class Chaos:
             if child.process is not None:
                 child.process.wait()
             child.log.close()
+        self.end_venue()
+
+    def end_venue(self) -> None:
+        """Close the market."""
+        if self.venue is not None:
+            self.venue.kill()
+            self.venue.communicate()
 
 
-def run(folder: Path, seconds: int, seed: int, rate: float) -> list[str]:
+def run(folder: Path, seconds: int, seed: int, rate: float, *, market: bool) -> list[str]:
     """Run it all; return what is wrong."""
-    chaos = Chaos(folder, seed, rate)
+    chaos = Chaos(folder, seed, rate, seconds, market=market)
     try:
         for child in chaos.children:
             child.start()
@@ -255,24 +295,55 @@ def run(folder: Path, seconds: int, seed: int, rate: float) -> list[str]:
     return wrong + accounts.faults
 
 
+def enter_namespace(arguments: Sequence[str]) -> int:
+    """Become this program again, in a network namespace of its own."""
+    if os.geteuid() != 0:
+        print("chaos: a network of its own needs root; pass --market to do without", flush=True)
+        return 2
+    script = str(Path(__file__).resolve())
+    os.execvp("unshare", ["unshare", "--net", sys.executable, script, *arguments])
+    raise AssertionError  # What came before does not return.
+
+
+def lay_cable() -> None:
+    """Connect the venue with the feed handler."""
+    theirs, ours = CABLE
+    for command in (
+        "link set lo up",
+        f"link add {theirs} type veth peer name {ours}",
+        f"addr add {VENUE}/24 dev {theirs}",
+        f"link set {theirs} up",
+        f"link set {ours} up",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+
+
 def main() -> int:
     """Run for so many seconds; exit status 1 if an order is not accounted for."""
     parser = argparse.ArgumentParser(description="Kill and stop a system's processes at random.")
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     parser.add_argument("--rate", type=float, default=200.0, help="quotes per second")
+    parser.add_argument("--market", action="store_true", help="no feed handler, and no network")
+    parser.add_argument("--in-namespace", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", type=Path, help="a new folder for the bus and the logs")
     options = parser.parse_args()
+    if not options.market and not options.in_namespace:
+        again = ["--seed", str(options.seed), "--in-namespace"]
+        return enter_namespace([*sys.argv[1:], *again])
+    market: bool = options.market
+    if not market:
+        lay_cable()
     print(f"chaos: seed={options.seed} seconds={options.seconds}", flush=True)
     if options.keep is not None:
         options.keep.mkdir(mode=0o700)
-        wrong = run(options.keep, options.seconds, options.seed, options.rate)
+        wrong = run(options.keep, options.seconds, options.seed, options.rate, market=market)
     else:
         shm = Path("/dev/shm")
         with tempfile.TemporaryDirectory(
             prefix="chronicle-chaos-", dir=shm if shm.is_dir() else None
         ) as folder:
-            wrong = run(Path(folder), options.seconds, options.seed, options.rate)
+            wrong = run(Path(folder), options.seconds, options.seed, options.rate, market=market)
     for line in wrong[:50]:
         print(f"WRONG {line}")
     print("every order is accounted for" if not wrong else f"{len(wrong)} things are wrong")
