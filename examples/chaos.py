@@ -33,7 +33,7 @@ from typing import IO, Final
 from accounts import Accounts, account, read_bus
 
 HERE: Final = Path(__file__).parent
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 180.0
 #: The venue's end of the cable and ours; the two lines; where recovery listens.
 CABLE: Final = ("chr-venue", "chr-feed")
 VENUE: Final = "10.77.0.1"
@@ -107,7 +107,7 @@ class Chaos:
             source = self._child("market", "market", bus, "--venue", "iex", "--rate", str(rate))
             symbol = "ZXIET"
         else:
-            self.venue = self._start_venue(rate, seconds + 3 * PATIENCE_S)
+            self.venue = self._start_venue(rate, seconds + PATIENCE_S)
             source = self._child(
                 *("feed", "feed_handler", bus, "--interface", CABLE[1], "--lines", *LINES),
                 *("--recovery", f"{VENUE}:{RECOVERY_PORT}", "--live-mib", "8"),

@@ -44,7 +44,7 @@ from orders import BUY, Cancel, Order, Report
 from router import SEATS, Router, start
 
 HERE: Final = Path(__file__).parent
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 180.0
 ORDERS: Final = 5
 
 

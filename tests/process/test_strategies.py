@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COUNT = 30
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_router_sees_each_strategy_come_once_and_go_once():
     ran = subprocess.run(
         [
@@ -22,7 +22,7 @@ def test_a_router_sees_each_strategy_come_once_and_go_once():
         ],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=380,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     told = json.loads(ran.stdout.splitlines()[-1])
