@@ -41,6 +41,7 @@ from chronicle.hot.waits import Wait
 from chronicle.message import MessageBase, char8, i64, u8, u32
 from chronicle.sidecar import Admission
 from chronicle.sidecar.discovery import OnChange
+from chronicle.sidecar.settings import read_settings
 from orders import (
     BUY,
     SELL,
@@ -544,6 +545,9 @@ def start(
     sidecar.close_at_stop(forwards.close)
     sidecar.close_at_stop(seats.close)
     router = Router(name=name.encode())
+    if limits is not None:
+        # From the first order on; later changes come as commands.
+        router.limit(read_settings(limits, Limits, RANGES))
     state = seats.rebuild(router, endpoint.path / "exchange")
     seats.hot = hot = HotThread(
         router,
