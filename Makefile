@@ -28,8 +28,8 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-queues chaos strategies docs test test-rust test-loom test-python \
-	test-asan fire soak bench lint wheel fmt clean
+.PHONY: help setup demo demo-queues chaos strategies docs screenshots test test-rust test-loom \
+	test-python test-asan fire soak watched bench lint wheel fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,13 @@ chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then accoun
 
 strategies: $(EXTENSION) ## Two hundred strategies come and go: each seen once, no system call, what a message costs
 	$(BIN)/python examples/strategies.py $(ARGS)
+
+watched: SECONDS = 10
+watched: $(EXTENSION) ## A hot thread with and without dashboard and metrics scrape; SECONDS=5 for less
+	$(BIN)/python benches/watched.py --seconds $(SECONDS) $(ARGS)
+
+screenshots: $(EXTENSION) ## Draw the pictures of `chronicle top` in the documentation anew
+	$(BIN)/python -m tools.screenshots
 
 bench: $(EXTENSION) $(PEERS) ## Every figure as a ratio to a floor or a peer measured in the same run
 	$(BIN)/python benches/run.py $(ARGS)

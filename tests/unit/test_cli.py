@@ -30,6 +30,7 @@ COMMANDS = [
     ["import"],
     ["inspect"],
     ["tail"],
+    ["top"],
     ["doctor"],
     ["bench"],
     ["reader"],
