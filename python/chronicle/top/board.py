@@ -33,11 +33,17 @@ class Board(DataTable[Text]):
     DEFAULT_CSS = """
     Board { height: 1fr; }
     Board > .datatable--header { text-style: bold; }
+    Board > .datatable--cursor { background: $primary 20%; text-style: none; }
+    Board:focus > .datatable--cursor { background: $primary 50%; text-style: none; }
     """
 
     def __init__(self, *, id: str) -> None:  # noqa: A002 - Textual's word
         super().__init__(
-            id=id, cursor_type="row", cell_padding=0, zebra_stripes=False, header_height=1
+            id=id,
+            cursor_type="row",
+            cell_padding=0,
+            # How bad something is must be seen under the cursor too.
+            cursor_foreground_priority="renderable",
         )
         self.by = ""
         self.descending = False
