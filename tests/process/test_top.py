@@ -327,6 +327,46 @@ def test_the_browser_sees_the_same_on_loopback_and_nowhere_else(served: Served) 
     asyncio.run(watch())
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started, as the kernel tells."""
+    found = Path("/proc", str(pid), "task", str(pid), "children").read_text()
+    return [int(child) for child in found.split()]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_the_dashboards_of_visitors_end_with_the_server(
+    folder: Path, ending: signal.Signals
+) -> None:
+    publisher(folder / "some-queue").close()
+    server = Served(folder)
+    dashboards: list[int] = []
+
+    async def visit() -> None:
+        url = f"ws://127.0.0.1:{server.port}/ws"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as screen:
+            drawn = b""
+            while b"some-queue" not in drawn:
+                got = await asyncio.wait_for(screen.receive(), PATIENCE_S)
+                drawn += got.data if isinstance(got.data, bytes) else got.data.encode()
+            dashboards.extend(children_of(server.process.pid))
+            server.process.send_signal(ending)
+            # Whoever does not read keeps the server from saying more.
+            while not screen.closed:
+                await asyncio.wait_for(screen.receive(), PATIENCE_S)
+
+    try:
+        asyncio.run(visit())
+        code = server.process.wait(PATIENCE_S)
+        assert code == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
+        assert len(dashboards) == 1
+        eventually(lambda: not Path("/proc", str(dashboards[0])).exists(), "its end")
+    finally:
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+
+
 @pytest.mark.parametrize(
     ("headers", "text"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from chronicle.cli.arguments import add_command, add_json
@@ -119,6 +120,11 @@ def run(options: argparse.Namespace) -> int:
             host, port = options.serve
             return serve(options.bus, options.interval, host=host, port=port)
         from chronicle.top.app import TopApp
+
+        if "TEXTUAL_DRIVER" in os.environ:
+            from chronicle.top.serving import end_with_server
+
+            end_with_server()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("textual", "textual_serve"):
             raise

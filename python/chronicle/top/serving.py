@@ -13,6 +13,8 @@ import ipaddress
 import os
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,13 @@ from textual_serve.server import Server
 if TYPE_CHECKING:
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-__all__ = ["TopServer", "serve"]
+__all__ = ["TopServer", "end_with_server", "serve"]
+
+#: Tells the dashboards which process serves them.
+_SERVER = "CHRONICLE_TOP_SERVER"
+#: How long the end of the server waits for those of the dashboards.
+_PATIENCE_S = 5.0
+_LOOK_S = 0.5
 
 #: The page asks for nothing from elsewhere: its template names a font of another host.
 _POLICY = (
@@ -48,7 +56,9 @@ class TopServer(Server):
         self, bus: str | os.PathLike[str], interval_s: float, *, host: str, port: int
     ) -> None:
         words = [sys.executable, "-m", "chronicle.cli", "top", os.fspath(bus)]
-        command = shlex.join([*words, "--interval", f"{interval_s:g}"])
+        # Without `exec` a shell stays between us and the dashboard, which then cannot see our end.
+        command = "exec " + shlex.join([*words, "--interval", f"{interval_s:g}"])
+        self._visitors: set[asyncio.Task[Any]] = set()
         super().__init__(command, host=host, port=port, title=f"chronicle top {os.fspath(bus)}")
 
     @property
@@ -91,6 +101,24 @@ class TopServer(Server):
         seen.public_url = f"{request.scheme}://{request.host}"
         return await Server.handle_index(seen, request)
 
+    async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
+        """Show the dashboard to one visitor, until one of the two goes."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._visitors.add(task)
+        try:
+            return await super().handle_websocket(request)
+        finally:
+            self._visitors.discard(task)
+
+    async def on_shutdown(self, app: web.Application) -> None:  # noqa: ARG002 - as it is called
+        """Send all visitors away; their dashboards end."""
+        visitors = list(self._visitors)
+        for task in visitors:
+            task.cancel()
+        if visitors:
+            await asyncio.wait(visitors, timeout=_PATIENCE_S)
+
     async def on_startup(self, app: web.Application) -> None:  # noqa: ARG002 - as it is called
         """Say where it is."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -105,6 +133,24 @@ class TopServer(Server):
         """Leave logging as it is."""
 
 
+def end_with_server() -> None:
+    """End this process when the one that serves it has ended; nothing if nobody serves it.
+
+    Textual's driver for the web goes on without a reader and without a writer, and then even a
+    SIGTERM does not end it.
+    """
+    server = os.environ.get(_SERVER)
+    if server is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == server:
+            time.sleep(_LOOK_S)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="chr-top-server", daemon=True).start()
+
+
 def serve(bus: str | os.PathLike[str], interval_s: float, *, host: str, port: int) -> int:
     """Serve the dashboard until SIGINT or SIGTERM; return the exit code.
 
@@ -113,6 +159,7 @@ def serve(bus: str | os.PathLike[str], interval_s: float, *, host: str, port: in
     OSError
         If the address is taken, or none of this host's.
     """
+    os.environ[_SERVER] = str(os.getpid())
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     TopServer(bus, interval_s, host=host, port=port).serve()
