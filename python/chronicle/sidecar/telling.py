@@ -150,12 +150,13 @@ class Telling:
     def service(self, name: str) -> Service:
         """As a service; it tells until the very end, when the hot threads have stopped."""
         self._service = Service(name, self._run, Stage.WATCH, finish=self._finish)
+        if self._logger is not None:
+            # At once: what is logged before the first turn is told, too.
+            self._logger.addHandler(self._tail)
         return self._service
 
     async def _run(self) -> None:
         assert self._service is not None
-        if self._logger is not None:
-            self._logger.addHandler(self._tail)
         while True:
             await in_worker(None, self.tell)
             self._service.beat()
