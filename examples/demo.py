@@ -17,21 +17,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import chronicle
+import numpy as np
 from accounts import Accounts, account, read_bus
+from chronicle.feeds.capture import import_capture
+from chronicle.feeds.generate import SYMBOLS
+from chronicle.feeds.iex import BuyLevel, QuoteUpdate, SellLevel
 from chronicle.hot import choose_wait, read_counters
 from orders import Action, Forward, Order, session_of
+from wire import Wire, choose_wire
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 STRATEGIES: Final = ("alpha", "beta")
 START_S: Final = 60.0
+#: How long the feed may stand still.
+STALLED_S: Final = 30.0
+MESSAGES_PER_PACKET: Final = 2.5
 #: How long the processes get to finish what is on its way, and to end.
 DRAIN_S: Final = 20.0
 
@@ -66,6 +76,14 @@ class Crew:
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, process_group=0
             )
 
+    def start_talking(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start one that is told and tells by pipes."""
+        with self.log(name).open("ab") as log:
+            process = self.running[name] = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, stderr=log, process_group=0
+            )
+        return process
+
     def check(self) -> None:
         """Raise `DemoFailed` if one has ended by itself."""
         for name, process in self.running.items():
@@ -78,25 +96,32 @@ class Crew:
     def kill(self, name: str) -> None:
         process = self.running.pop(name)
         process.kill()
-        process.wait()
+        _reap(process)
 
     def stop(self, name: str) -> None:
         """Stop one in order; kill it if it does not."""
         process = self.running.pop(name)
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(DRAIN_S)
+            _reap(process, DRAIN_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            _reap(process)
             raise DemoFailed(f"{name} did not stop within {DRAIN_S:.0f} s") from None
 
     def stop_all(self) -> None:
         for process in self.running.values():
             process.kill()
         for process in self.running.values():
-            process.wait()
+            _reap(process)
         self.running.clear()
+
+
+def _reap(process: subprocess.Popen[bytes], timeout_s: float | None = None) -> None:
+    process.wait(timeout_s)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def wait_until(condition: Callable[[], object], crew: Crew, what: str) -> None:
@@ -122,8 +147,10 @@ def last_seq(queue: Path) -> int:
 def counts_of(bus: Path) -> dict[str, int]:
     """Return how far each stage is: messages published."""
     orders = [last_seq(path) for path in bus.glob("orders/*/out")]
+    # Between the messages of the venue stand the feed handler's own: so its counter tells.
+    published = [t.counters["messages"] for _, t in find_threads(bus) if t.name == "feed"]
     return {
-        "live": last_seq(bus / "streams" / "iex" / "live"),
+        "messages": published[0] if published else last_seq(bus / "streams" / "iex" / "live"),
         "orders": sum(orders),
         "executions": last_seq(bus / "exchanges" / "sim" / "main"),
     }
@@ -166,6 +193,13 @@ class Findings:
     accounts: Accounts
     threads: list[tuple[str, Any]]
     queues: dict[str, dict[str, Any]]
+    #: Messages that the venue has sent; ``None`` without packets.
+    sent: int | None
+
+    @property
+    def feed(self) -> dict[str, int]:
+        """What the feed's hot thread has counted."""
+        return next((t.counters for _, t in self.threads if t.name == "feed"), {})
 
 
 def find_latencies(bus: Path) -> dict[str, list[int]]:
@@ -228,8 +262,8 @@ def make_table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], no_wrap=True, min_width=22)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(columns[0], no_wrap=True, min_width=20)
     for column in columns[1:]:
         table.add_column(column, justify="right")
     return table
@@ -282,13 +316,36 @@ def _sum(kernel: dict[str, Any], *names: str) -> str:
     return f"{sum(kernel[name] for name in names):,}" if kernel else "-"
 
 
-def verdicts(found: Findings, restarted: bool) -> list[tuple[bool, str]]:
+def show_feed(out: Console, found: Findings) -> None:
+    feed = found.feed
+    if not feed:
+        return
+    out.print(
+        f"[bold]feed[/]: {feed['packets']:,} packets, {feed['duplicates']:,} of them copies, "
+        f"{feed['held_ever']:,} came too early; {feed['asks']:,} questions to the recovery "
+        f"session, {feed['recovered']:,} packets from it\n"
+    )
+
+
+def verdicts(found: Findings) -> list[tuple[bool, str]]:
     """Say what was promised, and whether it came true."""
     accounts = found.accounts
-    quiet = [(about["guard_seen"], t.words["allocations"]) for _, t in found.threads
-             for about in (t.about,)]  # fmt: skip
+    quiet = [(t.about["guard_seen"], t.words["allocations"]) for _, t in found.threads]
+    killed = found.queues[f"orders/{STRATEGIES[0]}/out"]["epoch"]
+    got = found.feed.get("messages")
+    feed = []
+    if found.sent is not None:
+        lost = found.feed["lost"]
+        feed = [
+            (
+                got == found.sent and lost == 0,
+                f"every message of the venue, once and in order: {found.sent:,} sent, {got:,} "
+                f"published, {lost} lost",
+            )
+        ]
     faults = len(accounts.faults)
     return [
+        *feed,
         (
             accounts.perfect,
             f"every order is accounted for: {accounts.orders:,} orders, {accounts.acked:,} taken, "
@@ -299,7 +356,7 @@ def verdicts(found: Findings, restarted: bool) -> list[tuple[bool, str]]:
             bool(quiet) and all(pair == (0, 0) for pair in quiet),
             f"no system call and no allocation on {len(quiet)} hot threads",
         ),
-        (restarted, f"{STRATEGIES[0]} was killed with SIGKILL and came back by itself"),
+        (killed == 2, f"{STRATEGIES[0]} was killed with SIGKILL and went on: epoch {killed}"),
     ]
 
 
@@ -315,42 +372,110 @@ pause_ms = 2
 life_ms = 500
 stale_ms = 1000
 """
+IMPAIRED: Final = ("--loss", "0.01", "--double", "0.005", "--late", "0.01", "--cuts", "1")
 
 
-def run(crew: Crew, options: argparse.Namespace, out: Console) -> Findings:
+class Venue:
+    """The sender of packets: what it has said, and when it may begin."""
+
+    def __init__(self, crew: Crew, wire: Wire, options: argparse.Namespace) -> None:
+        self._crew = crew
+        command = [
+            sys.executable, str(HERE / "feed_sender.py"), "--address", wire.address,
+            "--lines", *wire.lines, "--rate", str(options.rate), *IMPAIRED, "--wait",
+        ]  # fmt: skip
+        if wire.name.endswith("loopback"):
+            command.append("--loopback")
+        if options.file:
+            command += ["--file", options.file]
+        else:
+            count = round(options.rate * options.seconds * MESSAGES_PER_PACKET)
+            command += ["--count", str(count), "--runs", "1"]
+        if wire.peer is not None:
+            command = [sys.executable, str(HERE / "wire.py"), wire.peer, wire.address, *command]
+        self._process = crew.start_talking("venue", command)
+        if wire.peer is not None:
+            self._said()
+            wire.connect(self._process.pid)
+            self.tell()
+        ready = json.loads(self._said())
+        self.recovery: str = ready["recovery"]
+        self.packets: int = ready["packets"]
+        self.messages: int = ready["messages"]
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().decode()
+        if not line:
+            self._process.wait()
+            self._crew.check()
+        return line
+
+    def tell(self) -> None:
+        """Let it go on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+
+def run(crew: Crew, options: argparse.Namespace, wire: Wire | None, out: Console) -> Findings:
     """Start everything, watch it, kill a strategy in the middle, stop everything, read it all."""
     bus = crew.bus
     risk = bus / ".risk.toml"
     risk.write_text(RISK)
-    crew.start("exchange", "exchange.py", bus)
-    crew.start("router", "router.py", bus)
-    start_feed(crew, options)
-    symbols = dict(zip(STRATEGIES, options.symbols, strict=True))
+    symbols = dict(zip(STRATEGIES, choose_symbols(options, wire), strict=True))
 
     def start_strategy(name: str) -> None:
         arguments = (bus, name, "--symbol", symbols[name], "--venue", "iex", "--risk", risk)
         crew.start(name, "strategy.py", *arguments)
 
-    for name in STRATEGIES:
-        start_strategy(name)
+    with (
+        out.status("starting; the first time, handlers are compiled")
+        if out.is_terminal
+        else (contextlib.nullcontext())
+    ):
+        crew.start("exchange", "exchange.py", bus)
+        crew.start("router", "router.py", bus)
+        venue = None if wire is None else Venue(crew, wire, options)
+        if wire is None or venue is None:
+            crew.start("market", "market.py", bus, "--venue", "iex", "--rate", options.rate)
+        else:
+            lines = ("--lines", *wire.lines, "--recovery", venue.recovery, "--live-mib", 4)
+            unsummed = ("--no-checksums",) if options.file else ()
+            crew.start(
+                "feed", "feed_handler.py", bus, "--interface", wire.interface, *lines, *unsummed
+            )
+        for name in STRATEGIES:
+            start_strategy(name)
+        # The feed and its snapshots, if there are any, and the reports of the gateway.
+        wanted = dict.fromkeys(STRATEGIES, 2 if venue is None else 3)
+        wanted |= {"router": 1 + len(STRATEGIES), "exchange": 1}
+        wait_until(lambda: are_attached(bus, wanted), crew, f"everybody to find everybody {wanted}")
     started_s = time.monotonic()
+    if venue is not None:
+        venue.tell()
+    total = options.seconds * options.rate if venue is None else venue.messages
     victim = STRATEGIES[0]
-    wait_until(lambda: last_seq(bus / "orders" / victim / "out") > 0, crew, f"orders of {victim}")
-    with progress(out, options.seconds) as show:
-        end_s = time.monotonic() + options.seconds
-        kill_s = end_s - options.seconds / 2
-        while time.monotonic() < end_s:
+    with progress(out, total) as show:
+        while True:
             crew.check()
-            show(options.seconds - (end_s - time.monotonic()), counts_of(bus))
-            if victim and time.monotonic() > kill_s:
+            counts = counts_of(bus)
+            show(counts)
+            if victim and counts["messages"] > total / 2:
                 crew.kill(victim)
                 start_strategy(victim)
                 victim = ""
+            if counts["messages"] >= total:
+                break
+            if time.monotonic() > started_s + STALLED_S + 3 * total / options.rate:
+                raise DemoFailed(f"the feed stands still at {counts['live']:,} of {total:,}")
             time.sleep(0.1)
     seconds = time.monotonic() - started_s
-    # From the source on, so that everybody finishes what is there.
-    for name in [name for name in crew.running if name not in ("router", "exchange")]:
-        crew.stop(name)
+    wait_until(lambda: is_back(bus / "orders" / STRATEGIES[0]), crew, f"{STRATEGIES[0]} again")
+    # From the feed on, so that everybody finishes what is there.
+    for name in ("feed", "venue", "market", *STRATEGIES):
+        if name in crew.running:
+            crew.stop(name)
     wait_until(lambda: not account(read_bus(bus)).unanswered, crew, "the last answers")
     crew.stop("router")
     crew.stop("exchange")
@@ -360,29 +485,60 @@ def run(crew: Crew, options: argparse.Namespace, out: Console) -> Findings:
         account(read_bus(bus)),
         find_threads(bus),
         find_queues(bus),
+        None if venue is None else venue.messages,
     )
 
 
+def are_attached(bus: Path, wanted: dict[str, int]) -> bool:
+    """Return whether each hot thread has so many sources."""
+    sources = {thread.name: thread.words["sources"] for _, thread in find_threads(bus)}
+    return all(sources.get(name, 0) >= count for name, count in wanted.items())
+
+
+def is_back(strategy: Path) -> bool:
+    """Return whether its second life is there."""
+    return chronicle.inspect(strategy / "out")["epoch"] == 2 and (strategy / "READY").exists()
+
+
+def choose_symbols(options: argparse.Namespace, wire: Wire | None) -> list[str]:
+    """Return a symbol for each strategy: of a capture those whose books change most."""
+    if wire is None:
+        return ["ZXIET"] * len(STRATEGIES)
+    if not options.file:
+        return [symbol.decode() for symbol in SYMBOLS[: len(STRATEGIES)]]
+    changes: Counter[bytes] = Counter()
+    with import_capture(options.file) as capture:
+        for batch in capture:
+            for cls in (QuoteUpdate, BuyLevel, SellLevel):
+                for index in np.flatnonzero(batch.type_ids == cls.type_id).tolist():
+                    changes[cls.view(batch.payload(index)).symbol] += 1
+    if len(changes) < len(STRATEGIES):
+        raise DemoFailed(f"{options.file}: no quotes or price levels of two symbols in it")
+    return [symbol.decode() for symbol, _ in changes.most_common(len(STRATEGIES))]
+
+
 @contextlib.contextmanager
-def progress(out: Console, seconds: float) -> Iterator[Callable[[float, dict[str, int]], None]]:
+def progress(out: Console, total: float) -> Iterator[Callable[[dict[str, int]], None]]:
     """Show how far it is: a bar on a terminal, a line each second elsewhere."""
     if out.is_terminal:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (BarColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=out, transient=True) as bar:
-            task = bar.add_task("", total=seconds)
-            yield lambda done, counts: bar.update(
-                task, completed=done, description=" ".join(_told(counts))
+            task = bar.add_task("", total=total)
+            yield lambda counts: bar.update(
+                task, completed=counts["messages"], description="  ".join(_told(counts))
             )
         return
+    started_s = time.monotonic()
     told_s = 0.0
 
-    def show(done: float, counts: dict[str, int]) -> None:
+    def show(counts: dict[str, int]) -> None:
         nonlocal told_s
-        if done >= told_s:
-            out.print(f"{done:4.1f} s  {'  '.join(_told(counts))}", markup=False)
-            told_s = done + 1.0
+        done_s = time.monotonic() - started_s
+        if done_s >= told_s:
+            out.print(f"{done_s:4.1f} s  {'  '.join(_told(counts))}", markup=False)
+            told_s = done_s + 1.0
 
     yield show
 
@@ -391,32 +547,27 @@ def _told(counts: dict[str, int]) -> list[str]:
     return [f"{count:,} {name}" for name, count in counts.items()]
 
 
-def start_feed(crew: Crew, options: argparse.Namespace) -> None:
-    crew.start("market", "market.py", crew.bus, "--venue", "iex", "--rate", options.rate)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The whole system over one bus, for some seconds.")
+    parser.add_argument("--file", help="an IEX capture (pcap, may be .gz)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a made-up market (6)")
     parser.add_argument(
-        "--file", help="an IEX capture (pcap, may be .gz) instead of a made-up market"
+        "--rate", type=float, help="packets per second (2000; 10000 of a file), or quotes (500)"
     )
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long it trades (6)")
     parser.add_argument(
         "--path", choices=("auto", "veth", "loopback", "queue"), default="auto",
         help="how packets come: veth pair, loopback, or no packets at all",
     )  # fmt: skip
-    parser.add_argument("--rate", type=float, default=500.0, help="quotes per second (500)")
     parser.add_argument("--bus", type=Path, help="keep the bus here, for a look at it afterwards")
-    options = parser.parse_args(argv)
-    options.symbols = ["ZXIET", "ZXIET"]
-    return options
+    return parser.parse_args(argv)
 
 
 def make_console() -> Console:
     from rich.console import Console
 
     plain = bool(os.environ.get("NO_COLOR"))
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
+    # In a file nothing need be cut.
+    width = None if sys.stdout.isatty() else 100
     return Console(color_system=None if plain else "auto", highlight=False, width=width)
 
 
@@ -436,11 +587,25 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     out = make_console()
     cores = len(os.sched_getaffinity(0))
-    out.print(f"[bold]Chronicle[/]: {cores} cores, so hot threads wait by '{choose_wait()}'")
+    try:
+        wire = choose_wire(options.path)
+    except OSError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    if wire is None and options.file:
+        print("demo: a capture needs packets: --path veth or loopback, as root", file=sys.stderr)
+        return 1
+    if options.rate is None:
+        options.rate = 500.0 if wire is None else 10_000.0 if options.file else 2_000.0
+    came = "no packets: a market that writes into a queue" if wire is None else wire.name
+    out.print("[bold]Chronicle[/]: venue, feed handler, two strategies, router, exchange\n")
+    out.print(f"machine  {cores} cores, so hot threads wait by '{choose_wait()}'")
+    out.print(f"wire     {came}{'' if wire is None else wire.why}", markup=False)
     with bus_directory(options) as bus:
+        out.print(f"bus      {bus}\n", markup=False)
         crew = Crew(bus)
         try:
-            found = run(crew, options, out)
+            found = run(crew, options, wire, out)
         except (DemoFailed, OSError, chronicle.ChronicleError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
@@ -450,9 +615,10 @@ def main(argv: list[str] | None = None) -> int:
             crew.stop_all()
     out.print()
     show_stages(out, found)
+    show_feed(out, found)
     show_latencies(out, found)
     show_threads(out, found)
-    checks = verdicts(found, restarted=True)
+    checks = verdicts(found)
     for holds, text in checks:
         out.print(f"[green]ok[/]      {text}" if holds else f"[bold red]FAILED[/]  {text}")
     return 0 if all(holds for holds, _ in checks) else 1

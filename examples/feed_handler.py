@@ -34,7 +34,7 @@ from chronicle.feeds.snapshot import (
     state_at_cycle,
 )
 from chronicle.feeds.stream import find_position
-from chronicle.hot import WAITS, choose_wait
+from chronicle.hot import WAITS, CountersFile, choose_wait
 from chronicle.message import MessageBase
 from chronicle.sidecar import Backoff
 
@@ -80,6 +80,8 @@ def main() -> None:
     sidecar = Sidecar()
     endpoint = Bus(options.bus).open_endpoint(f"streams/{options.venue}")
     sidecar.serve_endpoint(endpoint)
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    sidecar.publish_counters(counters)
 
     def publisher(name: str, schema: tuple[type[MessageBase], ...], mib: int) -> QueueWriter:
         writer = Queue.open_publisher(
@@ -120,6 +122,7 @@ def main() -> None:
         core=options.core,
         wait=choose_wait(options.wait),
         guard="enforce",
+        counters_file=counters,
         provisioner=sidecar.provisioner,
     )
 
@@ -146,6 +149,7 @@ def main() -> None:
         core=options.snapshot_core,
         wait=choose_wait(options.wait),
         guard="enforce",
+        counters_file=counters,
         provisioner=sidecar.provisioner,
     )
 
@@ -156,8 +160,8 @@ def main() -> None:
     sidecar.connect(host, port, session, name="recovery", backoff=again)
     endpoint.ready(["live", "snapshot"])
     sidecar.serve()
-    counters = {name: count for name, count in feed.counters.items() if count}
-    logging.info("ends: %s, lines: %s", counters, lines.statistics())
+    counted = {name: count for name, count in feed.counters.items() if count}
+    logging.info("ends: %s, lines: %s", counted, lines.statistics())
     for thread in (feed, books):
         if thread.failure is not None:
             raise SystemExit(f"feed handler: {thread.failure}")
