@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).resolve().parent
 STRATEGIES: Final = ("alpha", "beta")
-START_S: Final = 60.0
+START_S: Final = 120.0
 #: How long the feed may stand still.
-STALLED_S: Final = 30.0
+STALLED_S: Final = 60.0
 MESSAGES_PER_PACKET: Final = 2.5
 #: How long the processes get to finish what is on its way, and to end.
 DRAIN_S: Final = 20.0
@@ -370,7 +370,7 @@ position_max = 100000
 open_orders_max = 32
 pause_ms = 2
 life_ms = 500
-stale_ms = 1000
+stale_ms = 5000
 """
 IMPAIRED: Final = ("--loss", "0.01", "--double", "0.005", "--late", "0.01", "--cuts", "1")
 
