@@ -30,6 +30,7 @@ PUBLIC = (
     "chronicle.feeds",
     "chronicle.hot",
     "chronicle.message",
+    "chronicle.report",
     "chronicle.sidecar",
 )
 

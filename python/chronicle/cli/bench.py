@@ -131,7 +131,7 @@ def _write_report(
     figures: list[dict[str, Any]],
 ) -> None:
     from chronicle.cli import latency
-    from chronicle.cli.machine import kernel_facts
+    from chronicle.cli.machine import busy_note, kernel_facts
     from chronicle.cli.output import note
     from chronicle.cli.report import taken_now, write_page
     from chronicle.report import Figure, Run
@@ -145,7 +145,7 @@ def _write_report(
         title="Chronicle: what this machine does",
         taken=taken_now(),
         machine=facts | kernel_facts(),
-        notes=[latency.NOTE],
+        notes=[latency.NOTE, *busy_note()],
         series=series,
         timelines=timelines,
         figures=[Figure(**{name: figure[name] for name in fields}) for figure in figures],

@@ -104,6 +104,24 @@ def kernel_facts() -> dict[str, str]:
     }
 
 
+def busy_note(load: float | None = None) -> list[str]:
+    """Return a warning for a report if others had much to do; else nothing.
+
+    A measurement keeps two cores busy itself.
+
+    >>> busy_note(load=1_000.0)[0][:42], busy_note(load=0.1)
+    ('The machine was busy: the load of the last', [])
+    """
+    load = os.getloadavg()[0] if load is None else load
+    cores = len(os.sched_getaffinity(0))
+    if load <= cores + 2:
+        return []
+    return [
+        f"The machine was busy: the load of the last minute was {load:.1f}, for {cores} cores. "
+        "Tails, and the medians of all that waits for a core, are those of the scheduler."
+    ]
+
+
 def machine_facts(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return what a table of figures must name."""
     from chronicle._core import __version__

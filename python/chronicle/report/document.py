@@ -61,6 +61,12 @@ class Series(msgspec.Struct, forbid_unknown_fields=True):
         ``(highest value of the bucket in ns, count)``, lowest first.
     max_ns
         The highest value.
+
+    Examples
+    --------
+    >>> times = Series("one way", "ours", bucket_counts([100, 200, 5_000]), 5_000)
+    >>> times.histogram.quantile(0.5)
+    203
     """
 
     group: Text
@@ -75,7 +81,13 @@ class Series(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Window(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """The times of a stretch of a run. Empty ones have count 0."""
+    """The times of a stretch of a run. Empty ones have count 0.
+
+    Examples
+    --------
+    >>> Window(at_s=0.5, count=10, p50_ns=90, p99_ns=400, max_ns=2_000).max_ns
+    2000
+    """
 
     at_s: Number
     count: Count
@@ -85,7 +97,13 @@ class Window(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Mark(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Something that happened during a run."""
+    """Something that happened during a run: a roll of a queue, or page faults.
+
+    Examples
+    --------
+    >>> Mark(1.25, "roll", "ticks: segment 7").kind
+    'roll'
+    """
 
     at_s: Number
     kind: Literal["roll", "fault"]
@@ -93,7 +111,14 @@ class Mark(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Timeline(msgspec.Struct, forbid_unknown_fields=True):
-    """Times over time, with what happened meanwhile."""
+    """Times over time, with what happened meanwhile.
+
+    Examples
+    --------
+    >>> line = timeline_of("ours", [90, 95, 2_000, 91], 10, [Mark(0.2, "roll", "ticks")], windows=2)
+    >>> [window.max_ns for window in line.windows]
+    [95, 2000]
+    """
 
     name: Text
     seconds: Number
@@ -102,7 +127,13 @@ class Timeline(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Figure(msgspec.Struct, forbid_unknown_fields=True):
-    """Something measured beside its floor."""
+    """Something measured beside its floor.
+
+    Examples
+    --------
+    >>> Figure("append", 40.0, "ns", 20.0, "an empty call", 2.0).ratio
+    2.0
+    """
 
     name: Text
     value: Number
@@ -113,7 +144,13 @@ class Figure(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Table(msgspec.Struct, forbid_unknown_fields=True):
-    """Anything else, as rows of text and numbers."""
+    """Anything else, as rows of text and numbers; the first column names the row.
+
+    Examples
+    --------
+    >>> Table("Queues", ["queue", "messages"], [["ticks", 1_000]]).title
+    'Queues'
+    """
 
     title: Text
     columns: Annotated[list[Text], msgspec.Meta(max_length=64)]
@@ -134,6 +171,12 @@ class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         What it was measured on: CPU, kernel, file system and so on.
     notes
         How it was measured; a paragraph each.
+
+    Examples
+    --------
+    >>> run = Run(title="A run", taken="2026-01-02", machine={"cpu": "EPYC"})
+    >>> run.to_json()[:37]
+    b'{"format":"chronicle-report-1","title'
     """
 
     format: Literal["chronicle-report-1"] = "chronicle-report-1"
@@ -176,6 +219,8 @@ def _bounded(value: Any) -> Any:
 def bucket_counts(values_ns: Iterable[int]) -> list[tuple[int, int]]:
     """Count times in buckets that are 3 % wide, as hot threads do. The last ends at the maximum.
 
+    Examples
+    --------
     >>> bucket_counts([5, 5, 100, 101, 4_000])
     [(5, 2), (101, 2), (4000, 1)]
     """
@@ -194,6 +239,8 @@ def timeline_of(
 ) -> Timeline:
     """Cut a recording at a fixed rate into windows of equal length.
 
+    Examples
+    --------
     >>> line = timeline_of("x", [1, 2, 3, 40], 10, [], windows=2)
     >>> [(w.at_s, w.count, w.p50_ns, w.max_ns) for w in line.windows]
     [(0.0, 2, 1, 2), (0.2, 2, 3, 40)]
@@ -238,6 +285,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         If it cannot be read.
     DecodeError
         If there is no run in it, or not one of this version.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".json") as file:
+    ...     _ = file.write(Run(title="A run", taken="2026-01-02").to_json())
+    ...     file.flush()
+    ...     read_run(file.name).title
+    'A run'
     """
     with Path(path).open("rb") as file:
         data = file.read(_FILE_BYTES_MAX + 1)

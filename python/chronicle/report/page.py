@@ -48,6 +48,15 @@ def page(run: Run, earlier: Sequence[tuple[str, Run]] = ()) -> str:
     -------
     str
         HTML that loads nothing: styles, charts and data are in it, scripts are not.
+
+    Examples
+    --------
+    >>> from chronicle.report import Series, bucket_counts
+    >>> times = [90, 95, 2_000]
+    >>> series = Series("one way", "ours", bucket_counts(times), max(times))
+    >>> html = page(Run(title="A run", taken="2026-01-02", series=[series]))
+    >>> html.startswith("<!DOCTYPE html>"), "http://" in html
+    (True, False)
     """
     head = node(
         "head",
