@@ -178,9 +178,17 @@ ACTIONS = [
     "remove_all",
 ]
 STEPS = st.lists(
-    st.tuples(st.sampled_from([*ACTIONS, "open", "ready", "make", "look"]), st.sampled_from(NAMES)),
-    max_size=40,
+    st.tuples(
+        st.sampled_from([*ACTIONS, "open", "ready", "make", "kill", *["look"] * 6]),
+        st.sampled_from(NAMES),
+    ),
+    min_size=8,
+    max_size=50,
 )
+
+
+#: So that there is something that can end.
+BEGIN = [(step, name) for step in ("restart", "make") for name in NAMES]
 
 
 def expected_changes(
@@ -214,7 +222,7 @@ def test_each_life_of_an_owner_is_told_once_whatever_happens_between_two_looks(s
 
         async def go() -> None:
             seen: dict[str, tuple[int, str | None]] = {}
-            for step, name in [*steps, ("look", ""), ("look", "")]:
+            for step, name in [*BEGIN, *steps, ("look", ""), ("look", "")]:
                 if step != "look":
                     getattr(world, step)(name)
                     continue
@@ -257,7 +265,7 @@ def test_what_happens_while_discovery_looks_is_told_at_most_once_and_the_end_is_
                 readiness=world.bus.readiness,
                 interval_s=1e6,
             )
-            for step, name in steps:
+            for step, name in [*BEGIN, *steps]:
                 getattr(world, step)(name)
             wanted = {path: identity for path, (_, identity) in world.truth().items()}
             eventually(lambda: check_grammar(list(changes)) == wanted)
