@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 import chronicle
 import pytest
 from chronicle.bus import Bus, Endpoint
+from chronicle.bus import Ready as ReadyMarker
+from chronicle.bus.markers import write_marker
 from chronicle.sidecar import Admission, Backoff
-from chronicle.sidecar.discovery import Appeared, Change, Ready, Vanished
+from chronicle.sidecar.discovery import Appeared, Change, Discovery, Ready, Vanished
 
 from tests.fake_hot import FakeHot
 from tests.queue_support import publisher, subscriber
@@ -365,3 +368,96 @@ def test_a_life_that_ends_before_it_was_read_is_read_all_the_same(hot, sidecar, 
     eventually(lambda: hot.removals)
     hot.say_removed()
     eventually(lambda: desk.said == ["admit out", "gone out"] * 2)
+
+
+# --- What does not belong there ---
+
+
+@pytest.fixture
+def seen(sidecar, bus):
+    """What discovery sees of ``orders/a/out``, and why not, at an interval of nothing."""
+    return sidecar.watch(
+        bus.path / "orders/*/out", lambda _change: None, readiness=bus.readiness, interval_s=0.002
+    )
+
+
+def is_ready(discovery: Discovery) -> bool:
+    return any(found.identity for found in discovery.ledger.known.values())
+
+
+@pytest.mark.parametrize("level", [".", "orders", "orders/a", "orders/a/out"])
+def test_a_link_at_any_level_is_not_discovered(bus, seen, folder, level):
+    with open_ready(bus):
+        eventually(lambda: is_ready(seen))
+        place = bus.path / level
+        aside = folder / "elsewhere"
+        place.rename(aside)
+        place.symlink_to(aside)
+        if level == ".":
+            # The bus itself may be reached through a link.
+            eventually(lambda: seen.looks > 50)
+            assert is_ready(seen)
+        else:
+            eventually(lambda: not is_ready(seen))
+            with pytest.raises(chronicle.BusRefused, match="symbolic link"):
+                bus.readiness(str(bus.path / "orders/a/out"))
+        place.unlink()
+        aside.rename(place)
+        eventually(lambda: is_ready(seen))
+
+
+@pytest.mark.parametrize("level", [".", "orders", "orders/a", "orders/a/out", "orders/a/READY"])
+def test_what_belongs_to_a_stranger_at_any_level_is_refused_and_told(bus, seen, level):
+    path = str(bus.path / "orders/a/out")
+    with open_ready(bus):
+        eventually(lambda: is_ready(seen))
+        os.chown(bus.path / level, 12_345, -1)
+        eventually(lambda: "uid=12345" in seen.refused.get(path, ""))
+        assert not is_ready(seen)
+        os.chown(bus.path / level, 0, -1)
+        eventually(lambda: is_ready(seen) and not seen.refused)
+
+
+@pytest.mark.parametrize("level", [".", "orders", "orders/a", "orders/a/out"])
+def test_what_others_may_write_into_at_any_level_is_refused_and_told(bus, seen, level):
+    path = str(bus.path / "orders/a/out")
+    with open_ready(bus):
+        eventually(lambda: is_ready(seen))
+        (bus.path / level).chmod(0o777)
+        eventually(lambda: "others may write" in seen.refused.get(path, ""))
+        (bus.path / level).chmod(0o700)
+        eventually(lambda: is_ready(seen) and not seen.refused)
+
+
+@pytest.mark.parametrize("marker", ["LOCK", "LEASE", "READY"])
+def test_a_link_a_pipe_or_garbage_as_a_marker_is_refused_and_told(bus, seen, folder, marker):
+    path = str(bus.path / "orders/a/out")
+    target = folder / "target"
+    with open_ready(bus) as endpoint:
+        eventually(lambda: is_ready(seen))
+        place = endpoint.path / marker
+        kept = place.rename(folder / "kept")
+        place.symlink_to(target)
+        eventually(lambda: "cannot be opened" in seen.refused.get(path, ""))
+        place.unlink()
+        os.mkfifo(place)
+        # A pipe in place of LOCK can be asked about, and nobody has locked it.
+        eventually(lambda: not is_ready(seen))
+        place.unlink()
+        if marker != "LOCK":
+            place.write_text("garbage")
+            eventually(lambda: "is not a marker" in seen.refused.get(path, ""))
+            place.unlink()
+        kept.rename(place)
+        eventually(lambda: is_ready(seen))
+    assert not target.exists()
+
+
+def test_ready_of_another_instance_is_not_discovered(bus, folder):
+    with open_ready(bus) as endpoint:
+        path = str(endpoint.path / "out")
+        assert bus.readiness(path) is not None
+        directory = os.open(endpoint.path, os.O_RDONLY)
+        write_marker(directory, ReadyMarker("1" * 32, ("out",)))
+        os.close(directory)
+        assert bus.readiness(path) is None
