@@ -208,9 +208,13 @@ def collect(
     start = time.monotonic()
     watch.look(0.0)
     interval_s = max(_INTERVAL_S_MIN, seconds / _WINDOWS)
-    while (at_s := time.monotonic() - start) < seconds:
-        sleep(min(interval_s, seconds - at_s))
+    # At least one more look, however long the first one took on a busy machine.
+    is_over = not seconds
+    while not is_over:
+        left_s = start + seconds - time.monotonic()
+        sleep(max(0.0, min(interval_s, left_s)))
         watch.look(time.monotonic() - start)
+        is_over = time.monotonic() - start >= seconds
     length_s = time.monotonic() - start if seconds else 0.0
     after = {name: queue_status(root / name) for name in found.queues} if seconds else before
     made = Run(
