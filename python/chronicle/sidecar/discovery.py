@@ -36,7 +36,7 @@ _REST_MIN_S = 0.0005
 #: First pause for queues that are about to be ready; it doubles.
 _ALMOST_S = 0.0005
 #: So often to look, at growing pauses, after somebody has closed a file that matters.
-_CLOSING_LOOKS = 5
+_CLOSING_LOOKS = 9
 
 
 class Appeared(Value):
