@@ -384,7 +384,7 @@ class Router(chronicle.Handler):
         if seat < 0:
             self.orphans.add(1)
             return
-        self.reports[seat].publish(
+        seq = self.reports[seat].publish(
             Report(
                 cause=info.seq,
                 request=e.request,
@@ -401,6 +401,9 @@ class Router(chronicle.Handler):
                 closed=e.closed,
             )
         )
+        if seq == 0:
+            # The seat has no queue: that cannot be, and must not be silent.
+            self.orphans.add(1)
         self.told.add(1)
         self.note_told(seat, e.kind, e.closed)
 
@@ -432,6 +435,8 @@ class Seats:
         self.seats: dict[str, int] = {}
         self.writers: dict[int, chronicle.QueueWriter] = {}
         self.gone: set[str] = set()
+        #: Seats whose writers the hot thread does not have yet.
+        self.waiting: set[int] = set()
         self.provisioner: chronicle.Provisioner | None = None
         self.hot: HotThread | None = None
         self.causes: dict[int, int] = {}
@@ -475,7 +480,11 @@ class Seats:
             seat = self.seats.get(name)
             if seat is None:
                 seat = self.sit(name)
+                self.waiting.add(seat)
+            if seat in self.waiting:
+                # If there is no room for it, this is tried again.
                 self.hot.add_writer("reports", self.writers[seat], slot=seat, timeout=1.0)
+                self.waiting.discard(seat)
             is_known = any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allowed)
             command = Sit(session=self.session(name), seat=seat, is_known=is_known)
             self.hot.send(command, timeout=1.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import router
 from accounts import account, read_bus
-from chronicle import HotThread, Queue, QueueWriter, Sidecar
+from chronicle import ChannelFull, HotThread, Queue, QueueWriter, Sidecar
 from chronicle.bus import Bus, Endpoint
 from chronicle.hot.audit import audit
 from chronicle.hot.rebuild import Past, rebuild
@@ -158,3 +158,34 @@ def test_the_seats_of_earlier_lives_are_there_before_the_first_order(folder: Pat
     client.leave()
     past = [Past(folder / "gateways/main/exchange")]
     assert int(rebuild(Router(name=b"main"), past)["cause"]) == 0
+
+
+class FullOnce:
+    """A hot thread whose channel is full at first."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def add_writer(self, output: str, writer: QueueWriter, **options: object) -> int:
+        self.calls.append(f"{output}[{options['slot']}]")
+        if len(self.calls) == 1:
+            raise ChannelFull("no room", capacity=1)
+        return 1
+
+    def send(self, command: object, **options: object) -> int:
+        self.calls.append(type(command).__name__)
+        return 2
+
+
+def test_a_strategy_that_found_no_room_is_admitted_in_full_the_next_time(folder: Path):
+    client = Client(Bus(folder), "s1")
+    seats = Seats(folder, "main", ["*"])
+    hot = FullOnce()
+    seats.hot = hot  # type: ignore[assignment]
+    path = str(folder / "orders/s1/out")
+    with pytest.raises(ChannelFull):
+        seats.admit(path)
+    assert seats.admit(path).tag == seats.admit(path).tag == 0
+    assert hot.calls == ["reports[0]", "reports[0]", "Sit", "Sit"]
+    seats.close()
+    client.leave()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chronicle.feeds.iex import QuoteUpdate
+from chronicle.feeds.books import SnapshotBegin, SnapshotEnd, SnapshotLevel
+from chronicle.feeds.iex import BuyLevel, QuoteUpdate, SellLevel
 from chronicle.hot import Info
 from orders import BUY, SELL, Cancel, Kind, Order, Reason, Report
 from strategy import (
@@ -287,3 +288,34 @@ def test_an_order_waits_for_its_row():
     desk.tell(Kind.REJECT, 1, closed=1)
     desk.quote(500, 200)
     assert ids(desk.take(), Order) == [ORDERS + 1]
+
+
+def test_a_late_joiner_waits_for_the_snapshot_and_puts_what_came_live_on_top():
+    desk = Desk()
+
+    def live(message: Any) -> None:
+        desk.seq += 1
+        info = Info(seq=desk.seq, timestamp_ns=desk.now_ns, tag=FEED)
+        assert desk.strategy.receive(message, info)
+
+    def snapshot(message: Any) -> None:
+        assert desk.strategy.receive(message, Info(seq=1, timestamp_ns=desk.now_ns, tag=FEED))
+
+    desk.seq = 1_000
+    live(made(BuyLevel, symbol=b"ZXIET", price=100, size=500))
+    live(made(SellLevel, symbol=b"ZXIET", price=101, size=100))
+    # Only a part of the book is known: nobody trades on that.
+    assert desk.take() == []
+    snapshot(made(SnapshotBegin, symbol=b"ZXIET", live_seq=1_001, levels=2))
+    snapshot(made(SnapshotLevel, symbol=b"ZXIET", price=100, size=500, side=1))
+    snapshot(made(SnapshotLevel, symbol=b"ZXIET", price=102, size=900, side=0))
+    assert desk.take() == []
+    snapshot(made(SnapshotEnd, symbol=b"ZXIET", live_seq=1_001))
+    # Message 1,002 came behind the snapshot: the best price to sell is 101, not 102.
+    (order,) = desk.take()
+    assert (order.side, order.price) == (BUY, 101)
+    desk.command(FeedLost())
+    desk.take()
+    desk.command(FeedFound())
+    live(made(BuyLevel, symbol=b"ZXIET", price=100, size=800))
+    assert desk.take() == []
