@@ -330,6 +330,18 @@ FIGURES = (
         "ms",
     ),
     Figure(
+        "idle_sources",
+        "a message through the order router beside 200 sources with nothing to say, against beside "
+        "one",
+        "max",
+        2.0,
+        "≤ 2 ×",
+        "sources_many_over_few_ratio",
+        "sources_many_message_ns",
+        "ns",
+        "sources_few_message_ns",
+    ),
+    Figure(
         "one_way_python",
         "Python to Python, one-way p50: the best of iceoryx2, pyzmq, multiprocessing, faster-fifo "
         "against this library",

@@ -22,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for folder in (ROOT, ROOT / "examples"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 from benches import (  # noqa: E402
     calls,
@@ -37,6 +38,7 @@ from benches import (  # noqa: E402
     packets,
     peers,
     report,
+    sources,
     startup,
 )
 from benches.common import Run  # noqa: E402
@@ -55,6 +57,7 @@ def subjects() -> dict[str, Measure]:
     found["hops"] = hot.measure_hops
     found["compiled"] = hot.measure_compiled
     found["handoff"] = handoff.measure
+    found["sources"] = sources.measure
     found["compile"] = hot_compile.measure
     found["independence"] = independence.measure
     found["calls"] = calls.measure

@@ -25,6 +25,7 @@ from benches import (
     packets,
     peers,
     report,
+    sources,
     startup,
 )
 from benches.common import Run, median_ratio, quantile
@@ -79,6 +80,7 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
         hot.measure_hops,
         hot_compile.measure,
         independence.measure,
+        sources.measure,
     ],
 )
 def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:
