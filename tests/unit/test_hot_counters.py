@@ -127,6 +127,21 @@ def test_a_document_is_whole_whenever_one_looks(counters: CountersFile) -> None:
         assert read_counters(counters.path).document["number"] == number
 
 
+def test_a_file_has_a_document_as_soon_as_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    rename = Path.rename
+
+    def look_first(self: Path, target: Path) -> Path:
+        found.append(read_counters(self).document["at_ns"])
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", look_first)
+    CountersFile.create(tmp_path / "COUNTERS").close()
+    assert len(found) == 1
+
+
 def test_a_document_that_was_torn_gives_the_one_before(counters: CountersFile) -> None:
     counters.publish({"number": 1})
     counters.publish({"number": 2})

@@ -115,11 +115,12 @@ class CountersFile:
             q32 = counters_layout()[1]
             head = (_MAGIC, _VERSION, _BLOCKS, os.getpid(), clock_ns(), q32, os.urandom(16), boot)
             view[: _HEAD.size] = _HEAD.pack(*head)
+            counters = cls(path, view)
+            # Before it has its name: whoever finds it finds a document in it.
+            counters.publish({})
             hidden.rename(path)
         finally:
             os.close(descriptor)
-        counters = cls(path, view)
-        counters.publish({})
         return counters
 
     def claim(self) -> int:
