@@ -171,6 +171,10 @@ class FeedHandler(Handler):
     @on.datagram
     def datagram(self, data: Bytes, info: Info) -> None:
         """Take a packet of a line."""
+        self.line_packet(data, info)
+
+    def line_packet(self, data: Bytes, info: Info) -> None:
+        """Publish a packet, hold it, or know it for a copy."""
         self.packets.add(1)
         line = info.line % LINES_MAX
         self.line_packets[line] += 1
