@@ -334,7 +334,7 @@ class PacketHistory:
         if found >= oldest:
             return found, None
         sequence = _place(self._packets[oldest])[1]
-        return oldest, _gone(request, sequence)
+        return oldest, _gone(request, sequence) if sequence > request.next else None
 
 
 def _gone(request: RecoveryRequest, following: int) -> RecoveryGone:
