@@ -31,7 +31,7 @@ class Sent(NamedTuple):
     runs: list[list[bytes]]
 
 
-def stream(rng: random.Random, *, runs: int, packets: int) -> Sent:
+def stream(rng: random.Random, *, runs: int, packets: int, shortest: int = 1) -> Sent:
     """Make a stream: so many runs of up to so many packets, heartbeats among them."""
     sent = Sent([], [])
     now_ns, session, number = SECOND_NS, 7, 0
@@ -40,7 +40,7 @@ def stream(rng: random.Random, *, runs: int, packets: int) -> Sent:
             session += 1
         messages: list[bytes] = []
         offset = 0
-        last = rng.randint(0, packets - 1)
+        last = rng.randint(shortest - 1, packets - 1)
         for index in range(last + 1):
             now_ns += 0 if index and rng.random() < 0.05 else rng.randint(1, 2_000_000)
             # A run without a message cannot be told from no run at all.
