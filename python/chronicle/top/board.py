@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.widgets import DataTable
 from textual.widgets.data_table import RowDoesNotExist
 
-from chronicle.top.tables import Cell, Column, Table, Tone
+from chronicle.top.tables import Cell, Column, Table, Tone, widths
 
 __all__ = ["STYLES", "Board"]
 
@@ -49,17 +49,21 @@ class Board(DataTable[Text]):
         self.descending = False
         self._shown: Table | None = None
         self._titles: tuple[str, ...] = ()
+        # Ours: Textual would look at all rows again for each cell that changes.
+        self._widths: list[int] = []
 
     def show(self, table: Table, text: str = "") -> None:
         """Show a table: only the rows in which `text` stands."""
         chosen = table.chosen(text=text, by=self.by, descending=self.descending)
         titles = tuple(self._title(column) for column in chosen.columns)
         keys = [row.key for row in chosen.rows]
+        needed = [max(w, len(t)) for w, t in zip(widths(chosen), titles, strict=True)]
         shown = self._shown
-        if shown is not None and titles == self._titles and keys == [row.key for row in shown.rows]:
+        is_same = titles == self._titles and needed == self._widths
+        if shown is not None and is_same and keys == [row.key for row in shown.rows]:
             self._change_cells(shown, chosen)
         else:
-            self._rebuild(chosen, titles)
+            self._rebuild(chosen, titles, needed)
 
     def _title(self, column: Column) -> str:
         mark = ("▼" if self.descending else "▲") if column.title == self.by else ""
@@ -70,30 +74,29 @@ class Board(DataTable[Text]):
             for column, was, cell in zip(new.columns, before.cells, row.cells, strict=True):
                 if was.text != cell.text or was.tone != cell.tone:
                     first = column is new.columns[0]
-                    self.update_cell(
-                        row.key, column.title, _shown(cell, column, first=first), update_width=True
-                    )
+                    self.update_cell(row.key, column.title, _shown(cell, column, first=first))
         self._shown = new
 
-    def _rebuild(self, table: Table, titles: tuple[str, ...]) -> None:
+    def _rebuild(self, table: Table, titles: tuple[str, ...], needed: list[int]) -> None:
         key = self.key_at_cursor
         row_before, x, y = self.cursor_row, self.scroll_x, self.scroll_y
-        self.clear(columns=titles != self._titles)
-        if titles != self._titles:
-            for column, title in zip(table.columns, titles, strict=True):
+        is_new = titles != self._titles or needed != self._widths
+        self.clear(columns=is_new)
+        if is_new:
+            for column, title, width in zip(table.columns, titles, needed, strict=True):
                 first = column is table.columns[0]
                 label = Text(
                     title if first else f" {title}",
                     justify="right" if column.is_number else "left",
                 )
-                self.add_column(label, key=column.title)
+                self.add_column(label, key=column.title, width=width + (not first))
         for row in table.rows:
             cells = [
                 _shown(cell, column, first=column is table.columns[0])
                 for column, cell in zip(table.columns, row.cells, strict=True)
             ]
             self.add_row(*cells, key=row.key)
-        self._titles, self._shown = titles, table
+        self._titles, self._widths, self._shown = titles, needed, table
         try:
             place = self.get_row_index(key) if key is not None else 0
         except RowDoesNotExist:

@@ -7,7 +7,7 @@ matter most fit into 80; the others follow to the right.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -30,6 +30,7 @@ __all__ = [
     "summary",
     "table_of",
     "time_short",
+    "widths",
 ]
 
 Tone: TypeAlias = Literal["", "good", "warn", "bad", "dim"]
@@ -520,9 +521,9 @@ def _wrong_thread(thread: ThreadLook, view: View) -> Iterable[tuple[str, Tone]]:
         yield f"{name}: nobody polls it", "warn"
 
 
-def widths(table: Table, rows: Sequence[Row]) -> list[int]:
-    """Return how wide each column must be for some rows."""
+def widths(table: Table) -> list[int]:
+    """Return how wide each column must be."""
     return [
-        max([len(column.title), *(len(row.cells[index].text) for row in rows)])
+        max([len(column.title), *(len(row.cells[index].text) for row in table.rows)])
         for index, column in enumerate(table.columns)
     ]
