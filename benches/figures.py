@@ -366,6 +366,18 @@ FIGURES = (
         "decode_deep_copy_median_ns",
     ),
     Figure(
+        "wire_to_queue",
+        "a packet in the ring until the feed handler has published its messages, p50, against the "
+        "bare read of the same packets",
+        "max",
+        2.0,
+        "≤ 2 ×",
+        "wire_committed_over_bare_read_ratio",
+        "wire_committed_p50_median_ns",
+        "ns",
+        "wire_floor_p50_median_ns",
+    ),
+    Figure(
         "import_deep",
         "messages into the queue from the unpacked DEEP capture, Python",
         "min",

@@ -40,6 +40,7 @@ from benches import (  # noqa: E402
     report,
     sources,
     startup,
+    wire,
 )
 from benches.common import Run  # noqa: E402
 
@@ -66,6 +67,7 @@ def subjects() -> dict[str, Measure]:
     found["startup"] = startup.measure
     found["peers"] = peers.measure
     found["packets"] = packets.measure
+    found["wire"] = wire.measure
     found["feed"] = feed.measure
     found["decode"] = feed.measure_decode
     return found
@@ -99,8 +101,8 @@ def measure_all(run: Run, only: list[str], small_pages: Path | None) -> dict[str
         if name in ("feed", "decode") and not feed.is_available():
             print(f"{name}: skipped, there is no {feed.SAMPLE.name}", file=sys.stderr)
             continue
-        if name == "packets" and not packets.is_available():
-            print("packets: skipped, no network namespaces can be made here", file=sys.stderr)
+        if name in ("packets", "wire") and not packets.is_available():
+            print(f"{name}: skipped, no network namespaces can be made here", file=sys.stderr)
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         results |= measure(run)

@@ -1,11 +1,16 @@
 """From the wire to a queue: a packet in the ring until its messages can be read by another process.
 
 The feed handler (`chronicle.feeds.arbitration`) on a hot thread, under the guard, decodes the
-packets of a made-up market. The process that sends them reads the queue that it publishes to: it
-sends one, polls until the last record of that packet is there, and takes the time since the packet
-was put into the ring. That is more than the handler takes, by what sending still has to do after
-the packet is there, and by a poll in Python. The floor is the bare read of the same packets
-(`benches.packets.floor`), in turns.
+packets of a made-up market. Two figures:
+
+- *committed*: from the arrival of a packet until the handler has returned, when the last of its
+  messages is committed: when the thread took it, by its own clock, and the time of the call, by its
+  meter (which times each packet here, and so adds to it).
+- *seen*: the process that sends the packets reads the queue as well. It sends one, polls until the
+  last record of that packet is there, and takes the time since its arrival. That is an upper bound:
+  it holds what sending has still to do once the packet is in the ring, and a poll in Python.
+
+The floor is the bare read of the same packets (`benches.packets.floor`), in turns.
 """
 
 from __future__ import annotations
@@ -32,9 +37,10 @@ from tests.net_support import Link, veth
 
 @chronicle.message(150)
 class Taken(MessageBase):
-    """Behind the messages of a packet: when it was put into the ring."""
+    """Behind the messages of a packet: when it was put into the ring, and taken from there."""
 
     arrived_ns: i64
+    taken_ns: i64
 
 
 class Timed(FeedHandler):
@@ -44,11 +50,11 @@ class Timed(FeedHandler):
     def datagram(self, data: Bytes, info: Info) -> None:
         """Take a packet of a line."""
         self.line_packet(data, info)
-        self.live.publish(Taken(arrived_ns=info.timestamp_ns))
+        self.live.publish(Taken(arrived_ns=info.timestamp_ns, taken_ns=self.now_ns))
 
 
-def wire_to_queue(run: Run, link: Link, payloads: list[bytes]) -> list[float]:
-    """Send packets to the feed handler; return nanoseconds from ring to reader, sorted."""
+def wire_to_queue(run: Run, link: Link, payloads: list[bytes]) -> dict[str, list[float]]:
+    """Send packets to the feed handler; return nanoseconds since their arrival, sorted."""
     with run.scratch("live") as live, run.scratch("requests") as requests:
         file = run.folder / "payloads"
         file.write_bytes(pickle.dumps(payloads))
@@ -63,7 +69,7 @@ def wire_to_queue(run: Run, link: Link, payloads: list[bytes]) -> list[float]:
                 outputs={"live": writer, "requests": asked},
                 core=READER_CORE % (os.cpu_count() or 1),
                 guard="enforce",
-                meter="off",
+                meter="full",
             ) as hot,
         ):
             sender = link.popen(
@@ -79,37 +85,43 @@ def wire_to_queue(run: Run, link: Link, payloads: list[bytes]) -> list[float]:
             messages = sum(int.from_bytes(each[14:16], "little") for each in payloads)
             assert hot.counters["messages"] == messages
             assert ring.statistics().drops == 0
+            # The call of each packet; idle calls are no part of it.
+            call_ns = hot.handler_time.quantile(0.5)
         file.unlink()
-    return sorted(found[WARM_UP:])
+    seen = sorted(seen_ns - arrived_ns for seen_ns, arrived_ns, _ in found[WARM_UP:])
+    taken = sorted(taken_ns - arrived_ns for _, arrived_ns, taken_ns in found[WARM_UP:])
+    return {"seen": seen, "taken": taken, "call": [call_ns]}
 
 
 def measure(run: Run) -> dict[str, float]:
     """Measure the bare read, and the way into a queue, of the same packets."""
     count = run.size(5_000, 100) + WARM_UP
     payloads = [packet for _, packet in MarketGenerator(seed=3).packets(count * 4)][:count]
-    floors: list[dict[str, float]] = []
-    found: list[list[float]] = []
+    floors: list[float] = []
+    found: list[dict[str, list[float]]] = []
     with veth() as link:
         link.pin(SENDER_CORE)
         for _ in range(run.size(5, 1)):
-            floors.append(floor(run, link, payloads))
+            floors.append(floor(run, link, payloads)["packet_ring_read_p50_ns"])
             found.append(wire_to_queue(run, link, payloads))
-    results: dict[str, float] = {}
-    for name, q in (("p50", 0.5), ("p99", 0.99)):
-        bare = [figures[f"packet_ring_read_{name}_ns"] for figures in floors]
-        ours = [quantile(times, q) for times in found]
-        results[f"wire_floor_{name}_median_ns"] = median(bare)
-        results[f"wire_to_queue_{name}_median_ns"] = median(ours)
-        results[f"wire_to_queue_over_bare_read_{name}_ratio"] = median_ratio(ours, bare)
-    results["wire_to_queue_count"] = float(sum(map(len, found)))
+    p50 = {
+        name: [quantile(each[name], 0.5) for each in found] for name in ("seen", "taken", "call")
+    }
+    committed = [taken + call for taken, call in zip(p50["taken"], p50["call"], strict=True)]
+    results = {f"wire_{name}_p50_median_ns": median(values) for name, values in p50.items()}
+    results["wire_floor_p50_median_ns"] = median(floors)
+    results["wire_committed_p50_median_ns"] = median(committed)
+    results["wire_committed_over_bare_read_ratio"] = median_ratio(committed, floors)
+    results["wire_seen_over_bare_read_ratio"] = median_ratio(p50["seen"], floors)
+    results["wire_to_queue_count"] = float(sum(len(each["seen"]) for each in found))
     return results
 
 
-def send_and_read(file: Path, live: Path) -> list[int]:
-    """Send each packet, and wait until it can be read: what the other process does."""
+def send_and_read(file: Path, live: Path) -> list[tuple[int, int, int]]:
+    """Send each packet, and wait until it can be read; return when it was seen, and `Taken`."""
     pin(SENDER_CORE)
     payloads: list[bytes] = pickle.loads(file.read_bytes())
-    found: list[int] = []
+    found: list[tuple[int, int, int]] = []
     with (
         chronicle.Queue.open_subscriber(live, None, start="latest") as reader,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -126,7 +138,8 @@ def send_and_read(file: Path, live: Path) -> list[int]:
                 if message is not None and message.type_id == Taken.type_id:
                     break
             seen_ns = clock()
-            found.append(seen_ns - Taken.view(message.payload).arrived_ns)
+            taken = Taken.view(message.payload)
+            found.append((seen_ns, taken.arrived_ns, taken.taken_ns))
     return found
 
 

@@ -27,6 +27,7 @@ from benches import (
     report,
     sources,
     startup,
+    wire,
 )
 from benches.common import Run, median_ratio, quantile
 from benches.figures import FIGURES
@@ -103,6 +104,15 @@ def test_the_benchmark_of_packets_reads_every_packet(run: Run) -> None:
     results = packets.measure(run)
     assert_plausible(results)
     assert results["packet_ring_read_count"] == 100
+
+
+@pytest.mark.needs_root
+@pytest.mark.slow
+@pytest.mark.skipif(not packets.is_available(), reason="no network namespaces, or no cargo")
+def test_the_benchmark_from_wire_to_queue_publishes_every_message(run: Run) -> None:
+    results = wire.measure(run)
+    assert_plausible(results)
+    assert results["wire_to_queue_count"] == 100
 
 
 @pytest.mark.needs_data
