@@ -12,7 +12,7 @@ from pathlib import Path
 
 import chronicle
 import pytest
-from chronicle.sidecar.discovery import Appeared, Change, Ready, Vanished
+from chronicle.sidecar.discovery import Appeared, Change, Ledger, Ready, Vanished
 from chronicle.sidecar.scan import Pattern, queue_identity
 
 from tests.queue_support import PATIENCE_S, overwrite, publisher
@@ -272,3 +272,23 @@ def test_a_relative_pattern_stays_where_it_was_made(folder, monkeypatch):
     pattern = Pattern("x/*")
     monkeypatch.chdir("/")
     assert pattern.text == str(folder / "x" / "*")
+
+
+def test_a_queue_that_is_replaced_in_the_middle_of_a_look_is_not_taken_for_the_other(folder):
+    old, new = folder / "q", folder / ".new"
+    old.mkdir()
+    new.mkdir()
+
+    def readiness(path: str) -> str:
+        """As one who looks just behind the replacement."""
+        if new.exists():
+            old.rename(folder / ".old")
+            new.rename(old)
+        return "new"
+
+    pattern = Pattern(folder / "*")
+    ledger = Ledger()
+    look = pattern.look(readiness)
+    assert look.almost == {str(old)}
+    assert ledger.update(look.found) == [Appeared(str(old))]
+    assert ledger.update(pattern.look(readiness).found) == [Ready(str(old), "new")]

@@ -118,6 +118,12 @@ class Pattern:
                 except ChronicleError as error:
                     identity = None
                     look.refused[path] = str(error)
+                if (now := _directory_id(path)) != seen:
+                    # It was replaced in between: nobody knows whose identity this is.
+                    look.almost.add(path)
+                    if now is None:
+                        continue
+                    seen, identity = now, None
                 look.found[path] = Found(seen, identity or None)
                 if identity == ALMOST:
                     look.almost.add(path)
