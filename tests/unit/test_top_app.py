@@ -345,3 +345,24 @@ def test_a_histogram_keeps_every_count_whatever_room_it_has() -> None:
         lines = histogram_lines(times, width=60, rows=rows)
         assert len(lines) <= max(rows, 3)
         assert sum(int(line.split()[-2]) for line in lines if line.endswith("%")) == times.count
+
+
+def test_columns_become_as_wide_as_what_stands_in_them() -> None:
+    async def grow(app: TopApp, pilot: Pilot[None]) -> None:
+        await pilot.press("2")
+        shown = screen_text(app.export_screenshot()).splitlines()
+        assert any(line.startswith("a      run") for line in shown)
+        app.look_now()
+        await pilot.pause()
+        shown = screen_text(app.export_screenshot()).splitlines()
+        assert any(line.startswith("a               run") for line in shown)
+
+    async def run() -> None:
+        longer = look(threads=(thread("a"), thread("a-longer-thread")))
+        app = TopApp(Looks(look(threads=(thread("a"),)), longer), interval_s=None)
+        async with app.run_test(size=SMALL) as pilot:
+            app.look_now()
+            await pilot.pause()
+            await grow(app, pilot)
+
+    asyncio.run(run())
