@@ -182,6 +182,7 @@ class PacketRing:
         cls,
         interface: str,
         lines: Sequence[tuple[str, int]],
+        backend: str,
         frames: int,
         frame_bytes: int,
         checksums: bool,

@@ -7,17 +7,22 @@ or by `PacketRing.next` in plain Python. How it works is said in ``docs/internal
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from chronicle import _core
 from chronicle.errors import BadArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["Datagram", "PacketRing", "PacketStatistics"]
 
 Datagram = _core.Datagram
+
+RingT = TypeVar("RingT")
+#: An XDP socket's frames lie within pages, two of them or one in each.
+_XDP_FRAME_BYTES = (2048, 4096)
 
 #: An IPv4 address (of a multicast group, or of this host) and a port.
 Line: TypeAlias = tuple[str, int]
@@ -83,7 +88,7 @@ class PacketRing(_core.PacketRing):
     drops, and binds and joins again if the interface was gone and has come back. Without a sidecar
     call `look` yourself.
 
-    Needs CAP_NET_RAW.
+    Needs CAP_NET_RAW; XDP also CAP_NET_ADMIN and CAP_BPF.
 
     Parameters
     ----------
@@ -92,8 +97,12 @@ class PacketRing(_core.PacketRing):
     lines
         Pairs of an address and a port. The groups are joined on the interface. At most 256.
     backend
-        ``"packet"`` is a packet socket with a ring (AF_PACKET, TPACKET_V2). ``"auto"`` chooses;
-        `backend` and `reason` say what, and why.
+        ``"packet"`` is a packet socket with a ring (AF_PACKET, TPACKET_V2): a copy of what the
+        stack of this host sees. ``"xdp"`` is an XDP socket on the one receive queue: ours never get
+        to the stack, nor to other rings of the interface; `frame_bytes` is 2048 or 4096, and a
+        frame longer than that less 256 counts under `drops`. ``"auto"`` takes XDP where the driver
+        of a device offers it and there is one receive queue, else the packet ring; `backend` and
+        `reason` say what was chosen, and why, and so does the log.
     frames
         Room for so many frames: a power of two, 16 to 1,048,576. A ring that is full drops.
     frame_bytes
@@ -136,22 +145,31 @@ class PacketRing(_core.PacketRing):
         interface: str,
         lines: Iterable[Line],
         *,
-        backend: Literal["auto", "packet"] = "auto",
+        backend: Literal["auto", "packet", "xdp"] = "auto",
         frames: int = 4096,
         frame_bytes: int = 2048,
         checksums: bool = True,
         name: str | None = None,
     ) -> Self:
         """Open the sockets and the ring, join the groups."""
-        if backend not in ("auto", "packet"):
-            raise BadArgument(f"bad backend: found={backend!r} expected='auto' or 'packet'")
+        if backend not in ("auto", "packet", "xdp"):
+            raise BadArgument(f"bad backend: found={backend!r} expected='auto', 'packet' or 'xdp'")
         pairs = tuple(_as_line(line) for line in lines)
-        self = super().__new__(cls, interface, pairs, frames, frame_bytes, checksums)
+
+        def opened(chosen: str) -> Self:
+            return super(PacketRing, cls).__new__(
+                cls, interface, pairs, chosen, frames, frame_bytes, checksums
+            )
+
+        if backend != "auto":
+            self, taken, reason = opened(backend), backend, "asked for"
+        else:
+            self, taken, reason = _choose(opened, interface, frame_bytes)
         self.interface = interface
         self.lines = pairs
-        self.backend = "packet"
-        self.reason = "asked for" if backend == "packet" else "works with every driver"
+        self.backend, self.reason = taken, reason
         self.name = interface if name is None else name
+        _log(self)
         return self
 
     def look(self) -> str:
@@ -189,6 +207,52 @@ class PacketRing(_core.PacketRing):
 
     def __repr__(self) -> str:
         return f"<PacketRing {self.name!r} {self.interface} {len(self.lines)} lines {self.backend}>"
+
+
+def _choose(
+    opened: Callable[[str], RingT], interface: str, frame_bytes: int
+) -> tuple[RingT, str, str]:
+    """Open a ring by the best of what there is; return it, what it is, and why."""
+    against = _against_xdp(interface, frame_bytes)
+    if against is None:
+        try:
+            ring = opened("xdp-native")
+        except OSError as error:
+            against = f"XDP cannot be had: {error}"
+        else:
+            return ring, "xdp", "the driver offers XDP, and there is one receive queue"
+    return opened("packet"), "packet", against
+
+
+def _against_xdp(interface: str, frame_bytes: int) -> str | None:
+    """Return why an XDP socket would not do, as far as that can be told without trying."""
+    from pathlib import Path
+
+    # One that does not exist is for the core to refuse, and a name is no path.
+    about = Path("/sys/class/net") / interface.replace("/", "_")
+    if not (about / "device").exists():
+        return (
+            "there is no device behind the interface: its packets come from hosts like this one, "
+            "with checksums that nobody has filled in, which XDP cannot tell from bad ones"
+        )
+    if (queues := len(list((about / "queues").glob("rx-*")))) != 1:
+        return f"there are {queues} receive queues, and an XDP socket has one"
+    if frame_bytes not in _XDP_FRAME_BYTES:
+        return f"frame_bytes={frame_bytes}, and the frames of an XDP socket have 2048 or 4096"
+    return None
+
+
+def _log(ring: PacketRing) -> None:
+    # Not at the top: importing this package stays cheap.
+    import logging
+
+    logging.getLogger("chronicle.packets").info(
+        "packet ring '%s' on interface '%s': backend=%s; %s",
+        ring.name,
+        ring.interface,
+        ring.backend,
+        ring.reason,
+    )
 
 
 def _as_line(line: Any) -> Line:

@@ -70,6 +70,12 @@ def summing() -> NativeHandler:
     return NativeHandler(compiled(SOURCE).on_message, state=np.zeros(1, STATE), name="summing")
 
 
+@pytest.fixture(params=["packet", "xdp"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Each way in which a ring may get its packets."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
     with veth() as made:
@@ -128,9 +134,12 @@ class Reader(chronicle.Handler):
         self.out.publish_bytes(7, data)
 
 
-def test_a_compiled_handler_reads_datagrams_in_place(link: Link, path: Path):
+def test_a_compiled_handler_reads_datagrams_in_place(link: Link, path: Path, backend: Any):
     payloads = [struct.pack("<IHH", n, n, 0) + bytes(n % 500) for n in range(1000)]
-    with publisher(path) as writer, PacketRing(link.interface, [A, B]) as ring:
+    with (
+        publisher(path) as writer,
+        PacketRing(link.interface, [A, B], backend=backend) as ring,
+    ):
         hot = HotThread(
             Reader(), packets=[ring], outputs={"out": writer}, wait="hybrid", guard="enforce"
         )
@@ -206,12 +215,12 @@ def test_a_thread_that_could_not_start_gives_every_ring_back(link: Link):
         assert one.next() is None
 
 
-def test_a_datagram_that_a_handler_failed_on_is_still_the_next_one(link: Link):
+def test_a_datagram_that_a_handler_failed_on_is_still_the_next_one(link: Link, backend: Any):
     def handler(datagram: chronicle.Datagram) -> None:
         if datagram.payload == b"bad":
             raise ValueError("no such packet")
 
-    with PacketRing(link.interface, [A, B]) as ring:
+    with PacketRing(link.interface, [A, B], backend=backend) as ring:
         link.send([(*A, b"good"), (*B, b"bad"), (*A, b"more")])
         hot = HotThread(handler, packets=[ring], wait="sleep").start()
         with pytest.raises(
@@ -241,10 +250,10 @@ def test_a_journal_and_packets_are_refused_together(link: Link, path: Path):
         assert ring.next() is None
 
 
-def test_a_guarded_thread_makes_no_system_call_while_packets_flow(link: Link):
+def test_a_guarded_thread_makes_no_system_call_while_packets_flow(link: Link, backend: Any):
     if (reason := kernel_trace.missing()) is not None:
         pytest.skip(f"no kernel tracing: {reason}")
-    with PacketRing(link.interface, [A, B]) as ring:
+    with PacketRing(link.interface, [A, B], backend=backend) as ring:
         with HotThread(summing(), packets=[ring], wait="spin", guard="enforce") as hot:
             link.send([(*A, b"first")])
             wait_until_all(hot, 1)
@@ -273,8 +282,13 @@ def test_a_thread_that_sleeps_wakes_for_packets_under_the_guard(link: Link, wait
 # --- The sidecar ---
 
 
-def test_the_sidecar_mends_the_ring_while_the_hot_thread_runs(caplog: pytest.LogCaptureFixture):
-    with veth() as link, PacketRing(link.interface, [A], name="mended") as ring:
+def test_the_sidecar_mends_the_ring_while_the_hot_thread_runs(
+    backend: Any, caplog: pytest.LogCaptureFixture
+):
+    with (
+        veth() as link,
+        PacketRing(link.interface, [A], backend=backend, name="mended") as ring,
+    ):
         hot = HotThread(summing(), packets=[ring], wait="sleep", name="mended", guard="enforce")
         with chronicle.Sidecar() as sidecar, caplog.at_level(logging.INFO, "chronicle.sidecar"):
             sidecar.attach(hot)

@@ -3,7 +3,7 @@
 use crate::errors::{raise, to_py};
 use crate::owned::Owned;
 use chronicle_core::hot::abi::Message;
-use chronicle_core::packets::control::{self, Control, Options};
+use chronicle_core::packets::control::{self, Backend, Control, Options};
 use chronicle_core::packets::counters::Counters;
 use chronicle_core::packets::lines::Lines;
 use chronicle_core::packets::{Next, Ring, Shape};
@@ -120,11 +120,12 @@ fn address(text: &str, port: i64) -> PyResult<SocketAddrV4> {
 #[pymethods]
 impl PacketRing {
     #[new]
-    #[pyo3(signature = (interface, lines, frames, frame_bytes, checksums))]
+    #[pyo3(signature = (interface, lines, backend, frames, frame_bytes, checksums))]
     fn new(
         py: Python<'_>,
         interface: String,
         lines: Vec<(String, i64)>,
+        backend: &str,
         frames: usize,
         frame_bytes: usize,
         checksums: bool,
@@ -133,7 +134,16 @@ impl PacketRing {
             lines.iter().map(|(text, port)| address(text, *port)).collect::<PyResult<_>>()?;
         let lines = Lines::new(&lines).map_err(to_py)?;
         let shape = Shape::new(frames, frame_bytes).map_err(to_py)?;
-        let options = Options { interface, lines, shape, verify: checksums };
+        let backend = match backend {
+            "packet" => Backend::Packet,
+            "xdp" => Backend::Xdp { native_only: false },
+            "xdp-native" => Backend::Xdp { native_only: true },
+            other => {
+                let text = format!("bad backend: found='{other}' expected='packet' or 'xdp'");
+                return Err(raise("BadArgument", text, &[]));
+            }
+        };
+        let options = Options { backend, interface, lines, shape, verify: checksums };
         let (ring, control) = py.detach(|| control::open(options)).map_err(to_py)?;
         Ok(Self {
             counters: Arc::clone(ring.counters()),

@@ -4,7 +4,7 @@
 
 use crate::tool::{Report, Run, histogram, pin};
 use chronicle_core::os::clock::{monotonic_ns, wall_ns};
-use chronicle_core::packets::control::{self, Options};
+use chronicle_core::packets::control::{self, Backend, Options};
 use chronicle_core::packets::lines::Lines;
 use chronicle_core::packets::{Next, Shape};
 use std::hint::black_box;
@@ -20,7 +20,8 @@ pub fn measure(_: &Run, interface: &str, line: &str, count: &str) -> Report {
     let count: u64 = count.parse().expect("a count");
     let lines = Lines::new(&[line.parse().expect("an address and a port")]).expect("a line");
     let shape = Shape::new(4096, 2048).expect("a shape");
-    let options = Options { interface: interface.to_owned(), lines, shape, verify: true };
+    let (backend, interface) = (Backend::Packet, interface.to_owned());
+    let options = Options { backend, interface, lines, shape, verify: true };
     let (mut ring, mut control) = control::open(options).expect("open the ring");
     println!("ready");
     std::io::stdout().flush().expect("say so");

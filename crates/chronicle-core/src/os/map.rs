@@ -47,6 +47,20 @@ impl Map {
         Ok(Self { base, len, writable })
     }
 
+    /// Memory of our own, with all its pages. It stays one with that of forked children, so that what
+    /// the kernel was told to write into is not copied away under it.
+    pub fn shared_memory(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        Ok(Self { base, len, writable: true })
+    }
+
     #[inline(always)]
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()

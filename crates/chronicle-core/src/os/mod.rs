@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod clock;
+pub mod ebpf;
 pub mod fs;
 pub mod futex;
 pub mod map;
@@ -11,3 +12,4 @@ pub mod process;
 pub mod seccomp;
 pub mod sigsys;
 pub mod thread;
+pub mod xdp;

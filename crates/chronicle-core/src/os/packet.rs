@@ -31,7 +31,7 @@ struct RingRequest {
     frames: u32,
 }
 
-fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
 }
 
@@ -39,10 +39,15 @@ fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
 pub fn advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "packets need CAP_NET_RAW: run as root, or grant it (systemd: AmbientCapabilities=, \
-             container: --cap-add NET_RAW, or setcap cap_net_raw+ep on the interpreter)"
+            "packets need CAP_NET_RAW (XDP also CAP_NET_ADMIN and CAP_BPF): run as root, or grant it \
+             (systemd: AmbientCapabilities=, container: --cap-add NET_RAW, or setcap cap_net_raw+ep \
+             on the interpreter)"
         }
         Some(libc::ENOMEM) => "use fewer or smaller frames",
+        Some(libc::EBUSY) => {
+            "another XDP program or socket is there; take it away, or use 'packet'"
+        }
+        Some(libc::EOPNOTSUPP | libc::ERANGE) => "the driver does not offer that; use 'packet'",
         Some(libc::ENOBUFS) => {
             "the kernel allows too few groups per socket; raise net.ipv4.igmp_max_memberships"
         }
@@ -56,13 +61,13 @@ pub fn advice(error: &io::Error) -> &'static str {
 }
 
 /// A socket of one process: a forked child closes its copy as it starts.
-struct Socket {
+pub(super) struct Socket {
     fd: ManuallyDrop<OwnedFd>,
     registered: CloseInChild,
 }
 
 impl Socket {
-    fn open(family: libc::c_int, kind: libc::c_int) -> io::Result<Self> {
+    pub fn open(family: libc::c_int, kind: libc::c_int) -> io::Result<Self> {
         // SAFETY: no memory is passed.
         let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
         // SAFETY: `socket` gave us this descriptor, nobody else has it.
@@ -71,12 +76,35 @@ impl Socket {
         Ok(Self { fd: ManuallyDrop::new(fd), registered })
     }
 
-    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+    pub fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
         let len = size_of::<T>() as libc::socklen_t;
         let value: *const T = value;
         // SAFETY: a value of that length, which outlives the call; the kernel only reads it.
         let rc = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, value.cast(), len) };
         check(rc).map(drop)
+    }
+
+    /// An option that is plain data, for which zeros are valid.
+    pub fn get<T>(&self, level: libc::c_int, option: libc::c_int) -> io::Result<T> {
+        // SAFETY: as the caller says.
+        let mut value: T = unsafe { std::mem::zeroed() };
+        let mut len = size_of::<T>() as libc::socklen_t;
+        let to: *mut T = &mut value;
+        // SAFETY: value and length outlive the call, which stores at most so much.
+        let rc =
+            unsafe { libc::getsockopt(self.fd.as_raw_fd(), level, option, to.cast(), &mut len) };
+        check(rc).map(|_| value)
+    }
+
+    pub fn bind<T>(&self, address: &T) -> io::Result<()> {
+        let len = size_of::<T>() as libc::socklen_t;
+        let address: *const T = address;
+        // SAFETY: an address of that length, which outlives the call; the kernel only reads it.
+        check(unsafe { libc::bind(self.fd.as_raw_fd(), address.cast(), len) }).map(drop)
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     fn set_filter(&self, program: &[Instruction]) -> io::Result<()> {
@@ -219,10 +247,7 @@ impl PacketSocket {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
-        let len = size_of_val(&address) as libc::socklen_t;
-        // SAFETY: an address of that length, which outlives the call.
-        let rc = unsafe { libc::bind(self.0.fd.as_raw_fd(), (&raw const address).cast(), len) };
-        check(rc).map(drop)
+        self.0.bind(&address)
     }
 
     /// The index of the interface that it is bound to; `None` since that has gone.
@@ -240,24 +265,8 @@ impl PacketSocket {
 
     /// Packets that found no free frame since the last call: the kernel then counts anew.
     pub fn take_drops(&self) -> io::Result<u64> {
-        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        let mut len = size_of_val(&counts) as libc::socklen_t;
-        // SAFETY: counts and length outlive the call, which stores at most so much.
-        let rc = unsafe {
-            libc::getsockopt(
-                self.0.fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_STATISTICS,
-                (&raw mut counts).cast(),
-                &mut len,
-            )
-        };
-        check(rc)?;
+        let counts: libc::tpacket_stats = self.0.get(libc::SOL_PACKET, libc::PACKET_STATISTICS)?;
         Ok(counts.tp_drops.into())
-    }
-
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
     }
 }
 
@@ -345,10 +354,7 @@ fn occupy(line: SocketAddrV4) -> io::Result<Option<Socket>> {
         sin_addr: libc::in_addr { s_addr: u32::from(*line.ip()).to_be() },
         sin_zero: [0; 8],
     };
-    let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: an address of that length, which outlives the call.
-    let rc = unsafe { libc::bind(socket.fd.as_raw_fd(), (&raw const address).cast(), len) };
-    match check(rc) {
+    match socket.bind(&address) {
         Ok(_) => Ok(Some(socket)),
         Err(error) => match error.raw_os_error() {
             Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL) => Ok(None),

@@ -34,6 +34,7 @@ struct Read {
 struct Kept {
     drops: Word,
     rebinds: Word,
+    clock_offset_ns: Word,
 }
 
 /// See the module's header. Every frame that was read is in exactly one of the first and the five
@@ -98,6 +99,12 @@ impl Counters {
     /// Times that the socket was bound anew.
     pub fn rebinds(&self) -> &Word {
         &self.kept.rebinds
+    }
+
+    /// From the monotonic clock to that of the day, as it was at the last look.
+    #[inline(always)]
+    pub fn clock_offset_ns(&self) -> &Word {
+        &self.kept.clock_offset_ns
     }
 
     /// Only the reader of the ring calls this.

@@ -7,7 +7,7 @@
 //! opened the ring. They share [`counters::Counters`], of which each stores its own half.
 //!
 //! - [`lines`]: what is ours. [`parse`]: a frame, a datagram. Both pure.
-//! - `mapped`: the ring of a packet socket.
+//! - `mapped`: the ring of a packet socket. `xdp`: those of an XDP socket.
 //!
 //! What a ring promises is said in `docs/internals/packet-ring.md`.
 
@@ -16,6 +16,7 @@ pub mod counters;
 pub mod lines;
 mod mapped;
 pub mod parse;
+mod xdp;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::os::process;
@@ -23,6 +24,7 @@ use crate::packets::counters::Counters;
 use crate::packets::lines::Lines;
 use crate::packets::mapped::MappedRing;
 use crate::packets::parse::About;
+use crate::packets::xdp::XdpRing;
 use crate::sync::Arc;
 
 /// How large a ring is: powers of two.
@@ -58,6 +60,17 @@ impl Shape {
         }
         Ok(Self { frames, frame_bytes })
     }
+
+    /// # Errors
+    /// If an XDP socket cannot have it: its frames lie within pages, two of them or one in each.
+    fn check_xdp(self) -> Result<()> {
+        let page_bytes = crate::layout::PAGE_BYTES;
+        if [page_bytes / 2, page_bytes].contains(&self.frame_bytes) {
+            return Ok(());
+        }
+        let expected = format!("{} or {page_bytes} with backend 'xdp'", page_bytes / 2);
+        Err(Error::bad("frame_bytes", self.frame_bytes, expected))
+    }
 }
 
 /// A frame as the kernel has stored it: valid until the ring goes on.
@@ -90,9 +103,33 @@ pub enum Next {
     Empty,
 }
 
+/// Where frames come from.
+enum Frames {
+    Mapped(MappedRing),
+    Xdp(Box<XdpRing>),
+}
+
+impl Frames {
+    #[inline(always)]
+    fn peek(&mut self, counters: &Counters) -> Option<Frame> {
+        match self {
+            Self::Mapped(ring) => ring.peek(),
+            Self::Xdp(ring) => ring.peek(counters),
+        }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) {
+        match self {
+            Self::Mapped(ring) => ring.advance(),
+            Self::Xdp(ring) => ring.advance(),
+        }
+    }
+}
+
 /// The half of a ring that reads. Never makes a system call.
 pub struct Ring {
-    frames: MappedRing,
+    frames: Frames,
     lines: Arc<Lines>,
     counters: Arc<Counters>,
     /// Whether checksums are verified.
@@ -107,7 +144,7 @@ impl Ring {
     /// has not verified it.
     #[inline]
     pub fn peek(&mut self) -> Next {
-        let Some(frame) = self.frames.peek() else { return Next::Empty };
+        let Some(frame) = self.frames.peek(&self.counters) else { return Next::Empty };
         // SAFETY: the frame stays ours, and as it is, until we go on, below or in `release`.
         let bytes = unsafe { std::slice::from_raw_parts(frame.bytes, frame.stored) };
         match parse::parse(bytes, &frame.about, &self.lines, self.verify) {

@@ -28,6 +28,8 @@ pub enum Checksum {
     Verified,
     /// The packet comes from this host's own stack, which has left it to a device to fill it in.
     NotFilledIn,
+    /// Nothing, and it may be as the stack leaves it to a device: the sum over the pseudo header.
+    PerhapsNotFilledIn,
 }
 
 /// What came with a frame.
@@ -129,7 +131,13 @@ pub fn parse(frame: &[u8], about: &About, lines: &Lines, verify: bool) -> Result
         return Err(Drop::Malformed);
     }
     let udp = ip.get(ip_header..ip_header + udp_total).ok_or(Drop::Truncated)?;
-    if verify && about.checksum == Checksum::Unknown && !udp_checksum_is_right(ip, udp) {
+    let is_right = match about.checksum {
+        _ if !verify => true,
+        Checksum::Verified | Checksum::NotFilledIn => true,
+        Checksum::Unknown => udp_checksum_is_right(ip, udp, false),
+        Checksum::PerhapsNotFilledIn => udp_checksum_is_right(ip, udp, true),
+    };
+    if !is_right {
         return Err(Drop::BadChecksum);
     }
     let payload = start + ip_header + UDP_HEADER_BYTES;
@@ -137,8 +145,9 @@ pub fn parse(frame: &[u8], about: &About, lines: &Lines, verify: bool) -> Result
 }
 
 /// RFC 768: over a pseudo header, header and payload; a checksum of zero says that there is none.
+/// With `may_be_partial` that over the pseudo header alone will do.
 #[inline]
-fn udp_checksum_is_right(ip: &[u8], udp: &[u8]) -> bool {
+fn udp_checksum_is_right(ip: &[u8], udp: &[u8], may_be_partial: bool) -> bool {
     if udp[6] == 0 && udp[7] == 0 {
         return true;
     }
@@ -147,6 +156,7 @@ fn udp_checksum_is_right(ip: &[u8], udp: &[u8]) -> bool {
         + u64::from(u16::from(PROTOCOL_UDP).to_be())
         + u64::from((udp.len() as u16).to_be());
     folded(pseudo + sum(udp)) == u16::MAX
+        || (may_be_partial && folded(pseudo) == u16::from_ne_bytes([udp[6], udp[7]]))
 }
 
 /// The sum of the words of 16 bits, in the machine's order; an odd byte at the end counts as if a

@@ -1,0 +1,284 @@
+//! XDP sockets (Documentation/networking/af_xdp.rst): memory that the kernel copies frames into, the
+//! rings over which frames go to and fro, and the program that picks ours.
+//!
+//! Copy mode on queue 0: enough where there is one queue, and offered by every driver. The program
+//! hangs on a BPF link, which is a descriptor: it goes when the socket does, or the process.
+
+use crate::os::ebpf;
+use crate::os::map::Map;
+use crate::os::packet::{Socket, check};
+use crate::protocol::{Strong, frame_status, give_frame_back};
+use crate::sync::AtomicU32;
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// What the kernel leaves free before each frame (XDP_PACKET_HEADROOM).
+pub const HEADROOM_BYTES: usize = 256;
+
+/// One entry of the ring of received frames: `struct xdp_desc`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor {
+    /// Within the memory.
+    pub address: u64,
+    pub len_bytes: u32,
+    pub options: u32,
+}
+
+/// A ring in memory that the kernel shares, and where in it is what.
+pub struct SharedRing {
+    pub map: Map,
+    pub producer: usize,
+    pub consumer: usize,
+    pub entries: usize,
+}
+
+/// What the reader of an XDP socket needs; without the socket.
+pub struct XdpMemory {
+    pub frames: Map,
+    pub received: SharedRing,
+    pub free: SharedRing,
+    pub frame_count: usize,
+    pub frame_bytes: usize,
+}
+
+/// The socket, and the program that feeds it. Dropped, both are gone.
+pub struct XdpSocket {
+    socket: Socket,
+    _link: OwnedFd,
+    index: u32,
+}
+
+/// An error of one of the steps, with the step.
+pub type StepError = (&'static str, io::Error);
+
+fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, StepError> {
+    result.map_err(|error| (what, error))
+}
+
+/// Opens an XDP socket on an interface.
+///
+/// # Errors
+/// EPERM without CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF; EBUSY if there is an XDP program already;
+/// EOPNOTSUPP and others where the driver does not offer it.
+pub fn open(
+    index: u32,
+    lines: &[SocketAddrV4],
+    frame_count: usize,
+    frame_bytes: usize,
+    native_only: bool,
+) -> Result<(XdpSocket, XdpMemory), StepError> {
+    let socket = step("open an XDP socket for", Socket::open(libc::AF_XDP, libc::SOCK_RAW))?;
+    let memory =
+        step("make the memory of an XDP socket for", memory(&socket, frame_count, frame_bytes))?;
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: libc::XDP_COPY,
+        sxdp_ifindex: index,
+        sxdp_queue_id: 0,
+        sxdp_shared_umem_fd: 0,
+    };
+    step("bind an XDP socket to", bind_patiently(&socket, &address))?;
+    // Before the first frame comes.
+    memory.give_all();
+    let map = step("make the map of an XDP program for", bpf::socket_map(&socket))?;
+    let program = ebpf::lines_program(lines, map.as_raw_fd());
+    let program = step("load an XDP program for", bpf::load(&program))?;
+    let link = bpf::attach(&program, index, native_only);
+    let link = step("attach an XDP program to", link)?;
+    Ok((XdpSocket { socket, _link: link, index }, memory))
+}
+
+/// The kernel takes a closed socket off its queue in its own time, and until then the queue is busy.
+fn bind_patiently(socket: &Socket, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    const TRIES: u32 = 50;
+    const NAP: Duration = Duration::from_millis(2);
+    for _ in 0..TRIES {
+        match socket.bind(address) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(NAP),
+            bound => return bound,
+        }
+    }
+    socket.bind(address)
+}
+
+/// One of a ring's two counts.
+pub fn count(ring: &SharedRing, offset: usize) -> &AtomicU32 {
+    // SAFETY: the kernel says that a count of 32 bits stands there, inside the mapping, and stores
+    // there as one word.
+    unsafe { AtomicU32::from_ptr(ring.map.base().add(offset).cast()) }
+}
+
+impl XdpMemory {
+    /// Frames that were received and not taken. P12.
+    pub fn untaken(&self) -> u64 {
+        let received = &self.received;
+        let put = frame_status::<Strong>(count(received, received.producer));
+        let taken = frame_status::<Strong>(count(received, received.consumer));
+        put.wrapping_sub(taken).into()
+    }
+
+    /// Gives all frames to the kernel. P13.
+    fn give_all(&self) {
+        for frame in 0..self.frame_count {
+            // SAFETY: inside the ring, which has as many entries as there are frames, and which the
+            // kernel does not read before the count says so.
+            unsafe {
+                let entries = self.free.map.base().add(self.free.entries).cast::<u64>();
+                entries.add(frame).write((frame * self.frame_bytes) as u64);
+            }
+        }
+        let producer = count(&self.free, self.free.producer);
+        give_frame_back::<Strong>(producer, self.frame_count as u32);
+    }
+}
+
+impl XdpSocket {
+    /// Of the interface that it was opened on.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Frames that found no room since the socket was opened.
+    pub fn drops(&self) -> io::Result<u64> {
+        let counts: libc::xdp_statistics = self.socket.get(libc::SOL_XDP, libc::XDP_STATISTICS)?;
+        Ok(counts.rx_dropped + counts.rx_ring_full)
+    }
+}
+
+fn memory(socket: &Socket, frame_count: usize, frame_bytes: usize) -> io::Result<XdpMemory> {
+    let frames = Map::shared_memory(frame_count * frame_bytes)?;
+    let registration = libc::xdp_umem_reg {
+        addr: frames.base() as u64,
+        len: frames.len() as u64,
+        chunk_size: frame_bytes as u32,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    let entries = frame_count as libc::c_int;
+    socket.set(libc::SOL_XDP, libc::XDP_UMEM_REG, &registration)?;
+    socket.set(libc::SOL_XDP, libc::XDP_UMEM_FILL_RING, &entries)?;
+    // Nothing is sent, but the kernel wants the ring.
+    socket.set(libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, &2_i32)?;
+    socket.set(libc::SOL_XDP, libc::XDP_RX_RING, &entries)?;
+    let offsets: libc::xdp_mmap_offsets = socket.get(libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
+    let ring = |at: &libc::xdp_ring_offset, entry_bytes: usize, page: u64| {
+        let len = at.desc as usize + frame_count * entry_bytes;
+        io::Result::Ok(SharedRing {
+            map: Map::of_descriptor(socket.as_fd(), len, page, true)?,
+            producer: at.producer as usize,
+            consumer: at.consumer as usize,
+            entries: at.desc as usize,
+        })
+    };
+    let received = ring(&offsets.rx, size_of::<Descriptor>(), libc::XDP_PGOFF_RX_RING as u64)?;
+    let free = ring(&offsets.fr, size_of::<u64>(), libc::XDP_UMEM_PGOFF_FILL_RING)?;
+    Ok(XdpMemory { frames, received, free, frame_count, frame_bytes })
+}
+
+/// bpf(2), of which the libc crate has the number only.
+mod bpf {
+    use super::*;
+
+    const MAP_CREATE: libc::c_int = 0;
+    const MAP_UPDATE: libc::c_int = 2;
+    const PROGRAM_LOAD: libc::c_int = 5;
+    const LINK_CREATE: libc::c_int = 28;
+    const MAP_OF_XDP_SOCKETS: u32 = 17;
+    const PROGRAM_XDP: u32 = 6;
+    const ATTACH_XDP: u32 = 37;
+    /// XDP_FLAGS_DRV_MODE (linux/if_link.h): in the driver, or not at all.
+    const NATIVE_ONLY: u32 = 1 << 2;
+
+    #[repr(C)]
+    struct MapCreate {
+        kind: u32,
+        key_bytes: u32,
+        value_bytes: u32,
+        entries: u32,
+    }
+
+    #[repr(C)]
+    struct MapUpdate {
+        map: u32,
+        spare: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+
+    #[repr(C)]
+    struct ProgramLoad {
+        kind: u32,
+        instructions: u32,
+        program: u64,
+        license: u64,
+        log_level: u32,
+        log_bytes: u32,
+        log: u64,
+    }
+
+    #[repr(C)]
+    struct LinkCreate {
+        program: u32,
+        interface: u32,
+        attach: u32,
+        flags: u32,
+    }
+
+    fn call<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+        let attributes: *const T = attributes;
+        // SAFETY: attributes of that length, which outlive the call, as does what they point at;
+        // the kernel only reads them, and takes what is missing at the end as zeros.
+        let rc = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
+        check(rc as libc::c_int)
+    }
+
+    fn descriptor<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+        let fd = call(command, attributes)?;
+        // SAFETY: such a command gives a new descriptor, closed on exec, that nobody else has.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// A map from queue 0 to the socket.
+    pub fn socket_map(socket: &Socket) -> io::Result<OwnedFd> {
+        let kind = MAP_OF_XDP_SOCKETS;
+        let create = MapCreate { kind, key_bytes: 4, value_bytes: 4, entries: 1 };
+        let map = descriptor(MAP_CREATE, &create)?;
+        let (key, value) = (0_u32, socket.as_fd().as_raw_fd());
+        let update = MapUpdate {
+            map: map.as_raw_fd() as u32,
+            spare: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        call(MAP_UPDATE, &update)?;
+        Ok(map)
+    }
+
+    /// The program keeps the map.
+    pub fn load(program: &[ebpf::Instruction]) -> io::Result<OwnedFd> {
+        let license = c"Dual MIT/GPL";
+        let load = ProgramLoad {
+            kind: PROGRAM_XDP,
+            instructions: program.len() as u32,
+            program: program.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            log_level: 0,
+            log_bytes: 0,
+            log: 0,
+        };
+        descriptor(PROGRAM_LOAD, &load)
+    }
+
+    /// The link keeps the program.
+    pub fn attach(program: &OwnedFd, interface: u32, native_only: bool) -> io::Result<OwnedFd> {
+        let flags = if native_only { NATIVE_ONLY } else { 0 };
+        let program = program.as_raw_fd() as u32;
+        descriptor(LINK_CREATE, &LinkCreate { program, interface, attach: ATTACH_XDP, flags })
+    }
+}

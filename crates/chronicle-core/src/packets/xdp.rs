@@ -1,0 +1,135 @@
+//! The rings of an XDP socket: frames that the kernel has filled come over one, and go back to it
+//! over the other.
+//!
+//! Each ring has a count of what its one side has put and one of what the other has taken, each
+//! stored by one side only. So P12 and P13 of [`crate::protocol`] hold for counts as they do for
+//! the status word of a frame: who sees the kernel's count sees the frames behind it (P12), and our
+//! own counts are stored when we are done with what they give away (P13).
+//!
+//! The memory belongs to a socket, and a socket to an interface: where that has gone and come back
+//! there is a new socket with new memory. [`Exchange`] hands it over while the reader runs, by P5.
+
+use crate::os::clock::Clock;
+use crate::os::ebpf::{STAMP_BYTES, STAMP_MAGIC};
+use crate::os::xdp::{Descriptor, XdpMemory, count};
+use crate::packets::Frame;
+use crate::packets::counters::Counters;
+use crate::packets::parse::{About, Checksum};
+use crate::protocol::{Slot, Strong, frame_status, give_frame_back};
+use crate::sync::Arc;
+
+/// Where the owner of the sockets leaves new memory, and finds the old.
+#[derive(Default)]
+pub struct Exchange {
+    pub new: Slot<XdpMemory>,
+    pub old: Slot<XdpMemory>,
+}
+
+/// See the module's header.
+pub struct XdpRing {
+    memory: Arc<XdpMemory>,
+    exchange: Arc<Exchange>,
+    /// Frames that we have taken, and given back.
+    taken: u32,
+    given_back: u32,
+    /// Where the frame that was looked at begins.
+    address: u64,
+    clock: Clock,
+}
+
+impl XdpRing {
+    /// The kernel has all frames.
+    pub fn new(memory: Arc<XdpMemory>, exchange: Arc<Exchange>) -> Self {
+        let (clock, given_back) = (Clock::new(), memory.frame_count as u32);
+        Self { memory, exchange, taken: 0, given_back, address: 0, clock }
+    }
+
+    /// The next frame, in place. It stays the next one until [`XdpRing::advance`].
+    #[inline]
+    pub fn peek(&mut self, counters: &Counters) -> Option<Frame> {
+        let received = &self.memory.received;
+        if frame_status::<Strong>(count(received, received.producer)) == self.taken {
+            let is_renewed = self.exchange.new.is_full() && self.take_new();
+            return if is_renewed { self.peek(counters) } else { None };
+        }
+        let place = self.taken as usize & (self.memory.frame_count - 1);
+        // SAFETY: inside the ring, whose entries are as many as frames; the kernel has stored this
+        // one (P12) and leaves it alone until it is taken.
+        let entry = unsafe {
+            received.map.base().add(received.entries).cast::<Descriptor>().add(place).read()
+        };
+        // The kernel keeps to these; they are compared all the same, since they become an address.
+        let all = self.memory.frames.len();
+        let start = usize::try_from(entry.address).unwrap_or(all).min(all);
+        let stored = (entry.len_bytes as usize).min(all - start);
+        self.address = start as u64;
+        // SAFETY: inside the memory, as was just compared.
+        let bytes = unsafe { self.memory.frames.base().add(start) };
+        let about = About {
+            len_bytes: stored,
+            checksum: Checksum::PerhapsNotFilledIn,
+            tag_taken_out: false,
+        };
+        Some(Frame { bytes, stored, about, timestamp_ns: self.arrival_ns(start, counters) })
+    }
+
+    /// When the program has seen the frame, by the clock of the day.
+    fn arrival_ns(&mut self, start: usize, counters: &Counters) -> u64 {
+        if start >= STAMP_BYTES {
+            // SAFETY: inside the memory, before the frame, which is ours; of any alignment.
+            let (ns, magic) = unsafe {
+                let stamp = self.memory.frames.base().add(start - STAMP_BYTES).cast::<u64>();
+                (stamp.read_unaligned(), stamp.add(1).read_unaligned())
+            };
+            if magic == STAMP_MAGIC {
+                return ns.wrapping_add(counters.clock_offset_ns().get());
+            }
+        }
+        // The driver leaves no room for it.
+        self.clock.now_ns()
+    }
+
+    /// Gives the frame back that [`XdpRing::peek`] has found. P13.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        let start = self.address as usize;
+        if start >= STAMP_BYTES {
+            // So that nobody takes the stamp for that of the next frame in this place.
+            // SAFETY: as in `arrival_ns`.
+            unsafe { self.memory.frames.base().add(start - 8).cast::<u64>().write_unaligned(0) };
+        }
+        self.taken = self.taken.wrapping_add(1);
+        let received = &self.memory.received;
+        give_frame_back::<Strong>(count(received, received.consumer), self.taken);
+        self.give_back(self.address);
+    }
+
+    /// P13. There is room: the ring has as many entries as there are frames.
+    #[inline(always)]
+    fn give_back(&mut self, address: u64) {
+        let free = &self.memory.free;
+        let place = self.given_back as usize & (self.memory.frame_count - 1);
+        // SAFETY: inside the ring; the kernel does not read this entry before the count says so.
+        unsafe {
+            let entries = free.map.base().add(free.entries).cast::<u64>();
+            entries.add(place).write(address & !(self.memory.frame_bytes as u64 - 1));
+        }
+        self.given_back = self.given_back.wrapping_add(1);
+        give_frame_back::<Strong>(count(free, free.producer), self.given_back);
+    }
+
+    /// All of the old memory has been read, and nothing more will come into it. P5.
+    #[cold]
+    fn take_new(&mut self) -> bool {
+        if self.exchange.old.is_full() {
+            return false;
+        }
+        let Some(new) = self.exchange.new.take::<Strong>() else { return false };
+        let old = std::mem::replace(&mut self.memory, new);
+        // The place is free: only this side fills it.
+        let put = self.exchange.old.put::<Strong>(old);
+        debug_assert!(put.is_ok(), "the place was free");
+        (self.taken, self.given_back) = (0, self.memory.frame_count as u32);
+        true
+    }
+}
