@@ -89,6 +89,13 @@ class Link:
             route.addr("add", index=index, address=self.address, prefixlen=30)
             route.link("set", index=index, state="up", mtu=self.mtu)
         self._ask("make", self.peer_interface, self.peer_address, self.mtu)
+        # The kernel finds out about a carrier in its own time.
+        state = Path(f"/sys/class/net/{self.interface}/operstate")
+        end_s = time.monotonic() + PATIENCE_S
+        while state.read_text() != "up\n":
+            if time.monotonic() >= end_s:
+                raise TimeoutError(f"interface '{self.interface}' does not come up")
+            time.sleep(0.001)
 
     def remove(self) -> None:
         """Remove the pair; the namespace stays, and `make` makes it anew."""

@@ -7,7 +7,7 @@ or by `PacketRing.next` in plain Python. How it works is said in ``docs/internal
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
 from chronicle import _core
 from chronicle.errors import BadArgument
@@ -20,7 +20,6 @@ __all__ = ["Datagram", "PacketRing", "PacketStatistics"]
 
 Datagram = _core.Datagram
 
-RingT = TypeVar("RingT")
 #: An XDP socket's frames lie within pages, two of them or one in each.
 _XDP_FRAME_BYTES = (2048, 4096)
 
@@ -156,15 +155,18 @@ class PacketRing(_core.PacketRing):
             raise BadArgument(f"bad backend: found={backend!r} expected='auto', 'packet' or 'xdp'")
         pairs = tuple(_as_line(line) for line in lines)
 
-        def opened(chosen: str) -> Self:
-            return super(PacketRing, cls).__new__(
-                cls, interface, pairs, chosen, frames, frame_bytes, checksums
-            )
+        make = super().__new__
 
-        if backend != "auto":
-            self, taken, reason = opened(backend), backend, "asked for"
-        else:
+        def opened(chosen: str) -> Any:
+            return make(cls, interface, pairs, chosen, frames, frame_bytes, checksums)
+
+        self: Self
+        taken: str = backend
+        reason = "asked for"
+        if backend == "auto":
             self, taken, reason = _choose(opened, interface, frame_bytes)
+        else:
+            self = opened(backend)
         self.interface = interface
         self.lines = pairs
         self.backend, self.reason = taken, reason
@@ -209,9 +211,7 @@ class PacketRing(_core.PacketRing):
         return f"<PacketRing {self.name!r} {self.interface} {len(self.lines)} lines {self.backend}>"
 
 
-def _choose(
-    opened: Callable[[str], RingT], interface: str, frame_bytes: int
-) -> tuple[RingT, str, str]:
+def _choose(opened: Callable[[str], Any], interface: str, frame_bytes: int) -> tuple[Any, str, str]:
     """Open a ring by the best of what there is; return it, what it is, and why."""
     against = _against_xdp(interface, frame_bytes)
     if against is None:

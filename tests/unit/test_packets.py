@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +353,15 @@ def test_over_xdp_what_nobody_read_while_two_interfaces_went_is_among_the_drops(
         assert [payload for _, payload in drain(link, ring)] == [b"kept", b"lost", b"lost"]
 
 
+def dropped(ring: PacketRing, count: int) -> bool:
+    return ring.statistics().drops == count
+
+
 def test_xdp_counts_from_all_its_sockets_are_added_up():
     with veth() as link, PacketRing(link.interface, [A], frames=16, backend="xdp") as ring:
         for turn in range(1, 3):
             link.send([(*A, b"x")] * 20)
-            eventually(lambda turn=turn: ring.statistics().drops == 4 * turn, "the drops")
+            eventually(partial(dropped, ring, 4 * turn), "the drops")
             link.remove()
             assert ring.look() == "absent"
             # What had come before is read first.
