@@ -109,6 +109,29 @@ def test_each_thread_has_a_block_of_its_own_and_gives_it_back(
     again.stop()
 
 
+def test_an_ended_thread_keeps_its_counts_when_another_has_its_block(
+    tmp_path: Path, counters: CountersFile
+) -> None:
+    ended = run_some(tmp_path, counters, 3)
+    ended.stop()
+    told = ended.counters, ended.status, ended.loop_gap, ended.handler_time
+    for _ in range(63):
+        counters.claim()
+    other = run_some(tmp_path, counters, 5)
+    assert other.counters_block == ended.counters_block
+    found = ended.counters, ended.status, ended.loop_gap, ended.handler_time
+    assert found == told
+    other.stop()
+    assert (ended.counters["ticks"], other.counters["ticks"]) == (3, 5)
+
+
+def test_a_thread_that_never_runs_keeps_no_block(counters: CountersFile) -> None:
+    for _ in range(65):
+        with pytest.raises(BadArgument):
+            chronicle.HotThread(Tally(), counters_file=counters, wait="never")  # type: ignore[arg-type]
+        chronicle.HotThread(Tally(), counters_file=counters)
+
+
 def test_a_new_life_replaces_the_file_and_the_old_view_stays(
     tmp_path: Path, counters: CountersFile
 ) -> None:

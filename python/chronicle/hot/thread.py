@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from chronicle._core import HotCore, Provisioner
 from chronicle.channel import AddReader, AddWriter, RemoveReader, RemoveWriter, Stop
@@ -75,6 +75,15 @@ _LOG_RECORD: Final = struct.Struct("<QIBBHQ5Q")
 
 #: Those that the end of the interpreter has to stop.
 _running: weakref.WeakSet[HotThread] = weakref.WeakSet()
+
+
+class _Counts(NamedTuple):
+    """What a thread has counted, once it has ended."""
+
+    words: dict[str, Any]
+    counters: list[int]
+    loop_gap: Histogram
+    handler_time: Histogram
 
 
 class HotThread:
@@ -214,7 +223,13 @@ class HotThread:
         self._own_provisioner: Provisioner | None = None
         self._counters_file = counters_file
         #: Its block of the counters file.
-        self.counters_block = None if counters_file is None else counters_file.claim()
+        self.counters_block: int | None = None
+        self._last: _Counts | None = None
+        if counters_file is not None:
+            self.counters_block = counters_file.claim()
+            # Of a thread that never runs nobody else would give it back.
+            self._unclaim = weakref.finalize(self, counters_file.release, self.counters_block)
+            self._unclaim.atexit = False
         self._core = HotCore(
             self.name,
             program.addresses,
@@ -300,6 +315,8 @@ class HotThread:
                 self._close_provisioner()
                 raise self._failed(failure)
             self._phase = "running"
+            if self.counters_block is not None:
+                self._unclaim.detach()
             self._sources = {n: each.reader for n, each in enumerate(self._readers)}
             _running.add(self)
         for warning in self._warnings:
@@ -393,6 +410,13 @@ class HotThread:
                 self._log.warning("%s commands were sent but not taken", len(lost))
             self._close_provisioner()
             if self._counters_file is not None and self.counters_block is not None:
+                # The next thread that gets the block counts in it.
+                self._last = _Counts(
+                    self._core.status(),
+                    self._core.counters(),
+                    self._histogram("loop_gap"),
+                    self._histogram("handler_time"),
+                )
                 self._counters_file.release(self.counters_block)
             if failure is not None:
                 self._failure = self._failed(failure)
@@ -799,7 +823,7 @@ class HotThread:
     def status(self) -> HotStatus:
         """The thread at this moment. Does not disturb it."""
         self._check_owner()
-        words = self._core.status()
+        words = dict(self._core.status() if self._last is None else self._last.words)
         thread_id = words.get("thread_id", 0)
         kernel = interrupts = None
         if thread_id and self._phase == "running":
@@ -823,19 +847,20 @@ class HotThread:
     def loop_gap(self) -> Histogram:
         """From one turn's start to the next; sleep does not count."""
         self._check_owner()
-        return Histogram(*self._core.histogram("loop_gap"))
+        return self._histogram("loop_gap") if self._last is None else self._last.loop_gap
 
     @property
     def handler_time(self) -> Histogram:
         """What calls of the handler take; with ``meter="loop"`` of one message in 64."""
         self._check_owner()
-        return Histogram(*self._core.histogram("handler_time"))
+        return self._histogram("handler_time") if self._last is None else self._last.handler_time
 
     @property
     def counters(self) -> dict[str, int]:
         """The handler's counters."""
         self._check_owner()
-        return dict(zip(self._program.counters, self._core.counters(), strict=True))
+        counts = self._core.counters() if self._last is None else self._last.counters
+        return dict(zip(self._program.counters, counts, strict=True))
 
     @property
     def state(self) -> Any:
@@ -875,6 +900,9 @@ class HotThread:
                 "pass a state of the same handler"
             )
         return data
+
+    def _histogram(self, name: str) -> Histogram:
+        return Histogram(*self._core.histogram(name))
 
     def _counters_place(self) -> tuple[str, str, int] | None:
         if self._counters_file is None or self.counters_block is None:

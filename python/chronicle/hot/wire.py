@@ -142,6 +142,11 @@ class WireTable(Value):
         Of messages that are published as they are.
     wires
         The messages.
+
+    Raises
+    ------
+    ValueError
+        If there are none, two have the same type byte, or a number is out of range.
     """
 
     __slots__ = ("raw_type_id", "wires")
@@ -149,7 +154,13 @@ class WireTable(Value):
     wires: tuple[Wire, ...]
 
     def __init__(self, raw_type_id: int, wires: Iterable[Wire]) -> None:
-        self._set(raw_type_id, tuple(sorted(wires, key=lambda wire: wire.code)))
+        found = tuple(sorted(wires, key=lambda wire: wire.code))
+        codes = [wire.code for wire in found]
+        if not found or len(set(codes)) < len(codes) or not 0 <= codes[0] <= codes[-1] <= 0xFF:
+            raise ValueError(f"a wire table has type bytes 0 to 255, each once: codes={codes}")
+        if not 1 <= raw_type_id <= 0xFFFF:
+            raise ValueError(f"raw_type_id is out of range: value={raw_type_id} range=1..65535")
+        self._set(raw_type_id, found)
 
     @property
     def digest(self) -> str:
