@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import socket
 import subprocess
@@ -535,6 +536,49 @@ def test_a_forked_child_is_refused_and_the_parent_reads_on(link: Link):
         assert drain(link, ring) == [(0, b"x")]
         link.send([(*A, b"y")])
         assert drain(link, ring) == [(0, b"y")]
+
+
+def packet_sockets(interface: str) -> int:
+    """How many packet sockets are bound to an interface."""
+    index = str(socket.if_nametoindex(interface))
+    lines = Path("/proc/net/packet").read_text().splitlines()[1:]
+    return sum(line.split()[4] == index for line in lines)
+
+
+def test_a_forked_child_does_not_keep_the_ring_that_its_parent_closes(link: Link):
+    before = packet_sockets(link.interface)
+    ring = PacketRing(link.interface, [A], frames=16, frame_bytes=4096)
+    assert packet_sockets(link.interface) == before + 1
+    wait, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.read(wait, 1)
+        os._exit(0)
+    try:
+        ring.close()
+        assert packet_sockets(link.interface) == before
+    finally:
+        os.close(go)
+        os.close(wait)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_child_that_closes_the_ring_unmaps_nothing_of_its_own(link: Link):
+    with PacketRing(link.interface, [A], frames=16, frame_bytes=4096) as ring:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                # The kernel takes the highest gap that is large enough: one is where the ring was.
+                rooms = [mmap.mmap(-1, 16 * 4096) for _ in range(64)]
+                ring.close()
+                for room in rooms:
+                    room[:] = bytes(len(room))
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_ring_shows_what_it_is(link: Link):

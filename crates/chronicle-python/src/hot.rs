@@ -665,8 +665,9 @@ impl Drop for HotCore {
             Life::Changing,
         );
         let hot = match life {
-            Life::Running(hot) | Life::Ended(hot) => hot,
-            Life::New | Life::Changing => return,
+            Life::Running(hot) => hot,
+            // It was joined: nothing is left to stop, and its counts may be another thread's now.
+            Life::Ended(_) | Life::New | Life::Changing => return,
         };
         if hot.is_inherited() {
             // A forked child: the thread, and all that is with it, is the parent's.

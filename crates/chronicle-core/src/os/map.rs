@@ -1,5 +1,6 @@
 //! Shared file mappings.
 
+use crate::os::process;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,6 +14,8 @@ pub struct Map {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
+    /// The count of forks at which it was made, if children do not have it.
+    not_in_children: Option<u64>,
 }
 
 // SAFETY: a `Map` is an address range; what may be done with the bytes from which thread is up to
@@ -44,7 +47,20 @@ impl Map {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
-        Ok(Self { base, len, writable })
+        Ok(Self { base, len, writable, not_in_children: None })
+    }
+
+    /// From now on a forked child has no such mapping: it would keep what is behind it, a socket for
+    /// example, open after we have closed it.
+    pub fn keep_from_children(&mut self) -> io::Result<()> {
+        process::watch_forks();
+        // SAFETY: the whole mapping, which is ours; the advice changes no contents.
+        let rc = unsafe { libc::madvise(self.base().cast(), self.len, libc::MADV_DONTFORK) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.not_in_children = Some(process::fork_generation());
+        Ok(())
     }
 
     /// Memory of our own, with all its pages. It stays one with that of forked children, so that what
@@ -58,7 +74,7 @@ impl Map {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
-        Ok(Self { base, len, writable: true })
+        Ok(Self { base, len, writable: true, not_in_children: None })
     }
 
     #[inline(always)]
@@ -140,6 +156,10 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        if self.not_in_children.is_some_and(|made| made != process::fork_generation()) {
+            // In a child: something else may be mapped there by now.
+            return;
+        }
         // SAFETY: the range was mapped by `new`, and whoever lays types over it holds an `Arc` of
         // the owner.
         unsafe { libc::munmap(self.base().cast(), self.len) };

@@ -213,7 +213,8 @@ impl PacketSocket {
         self.0.set_filter(&bpf::lines_filter(lines))
     }
 
-    /// Makes the ring and maps it: `frames` of `frame_bytes` each, one behind the other.
+    /// Makes the ring and maps it: `frames` of `frame_bytes` each, one behind the other. A forked
+    /// child does not have it.
     ///
     /// # Errors
     /// EINVAL for sizes that cannot be, ENOMEM.
@@ -233,7 +234,9 @@ impl PacketSocket {
             frames: frames as u32,
         };
         self.0.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        Map::of_descriptor(self.0.fd.as_fd(), len, 0, true)
+        let mut map = Map::of_descriptor(self.0.fd.as_fd(), len, 0, true)?;
+        map.keep_from_children()?;
+        Ok(map)
     }
 
     /// From now on takes what comes in at the interface.

@@ -128,6 +128,8 @@ impl Frames {
 }
 
 /// The half of a ring that reads. Never makes a system call.
+///
+/// A forked child has no frames: only a ring that [`Ring::check_owner`] lets pass may be read.
 pub struct Ring {
     frames: Frames,
     lines: Arc<Lines>,
