@@ -550,17 +550,21 @@ def test_a_forked_child_does_not_keep_the_ring_that_its_parent_closes(link: Link
     ring = PacketRing(link.interface, [A], frames=16, frame_bytes=4096)
     assert packet_sockets(link.interface) == before + 1
     wait, go = os.pipe()
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(go)
+        # Here its copies of the sockets are closed.
+        os.write(tell, b"x")
         os.read(wait, 1)
         os._exit(0)
     try:
+        assert os.read(told, 1) == b"x"
         ring.close()
         assert packet_sockets(link.interface) == before
     finally:
-        os.close(go)
-        os.close(wait)
+        for descriptor in (go, wait, told, tell):
+            os.close(descriptor)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
