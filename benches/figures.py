@@ -378,6 +378,18 @@ FIGURES = (
         "wire_floor_p50_median_ns",
     ),
     Figure(
+        "tick_to_order",
+        "tick to order: feed handler, strategy and router, hop by hop, p50, against three times a "
+        "relay that only passes a message on; with an append and a poll in Python",
+        "max",
+        2.0,
+        "≤ 2 ×",
+        "tick_to_order_over_floor_ratio",
+        "tick_to_order_p50_median_ns",
+        "ns",
+        "tick_floor_p50_median_ns",
+    ),
+    Figure(
         "import_deep",
         "messages into the queue from the unpacked DEEP capture, Python",
         "min",

@@ -40,6 +40,7 @@ from benches import (  # noqa: E402
     report,
     sources,
     startup,
+    tick,
     wire,
 )
 from benches.common import Run  # noqa: E402
@@ -68,6 +69,7 @@ def subjects() -> dict[str, Measure]:
     found["peers"] = peers.measure
     found["packets"] = packets.measure
     found["wire"] = wire.measure
+    found["tick"] = tick.measure
     found["feed"] = feed.measure
     found["decode"] = feed.measure_decode
     return found

@@ -27,6 +27,7 @@ from benches import (
     report,
     sources,
     startup,
+    tick,
     wire,
 )
 from benches.common import Run, median_ratio, quantile
@@ -82,6 +83,7 @@ def test_a_native_benchmark_checks_out(run: Run, subject: str, counts: dict[str,
         hot_compile.measure,
         independence.measure,
         sources.measure,
+        tick.measure,
     ],
 )
 def test_a_benchmark_of_the_hot_thread_checks_out(run: Run, measure) -> None:

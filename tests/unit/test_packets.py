@@ -568,8 +568,31 @@ def test_a_forked_child_does_not_keep_the_ring_that_its_parent_closes(link: Link
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_forked_child_that_closes_the_ring_unmaps_nothing_of_its_own(link: Link):
-    with PacketRing(link.interface, [A], frames=16, frame_bytes=4096) as ring:
+def test_an_xdp_ring_can_be_opened_again_whatever_was_forked(link: Link):
+    ring = PacketRing(link.interface, [A], backend="xdp")
+    wait, go = os.pipe()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.write(tell, b"x")
+        os.read(wait, 1)
+        os._exit(0)
+    try:
+        assert os.read(told, 1) == b"x"
+        ring.close()
+        # There is one socket for each queue of an interface.
+        with PacketRing(link.interface, [A], backend="xdp") as again:
+            link.send([(*A, b"again")])
+            assert drain(link, again) == [(0, b"again")]
+    finally:
+        for descriptor in (go, wait, told, tell):
+            os.close(descriptor)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_child_that_closes_the_ring_unmaps_nothing_of_its_own(link: Link, backend: Any):
+    with PacketRing(link.interface, [A], backend=backend, frames=16, frame_bytes=4096) as ring:
         child = os.fork()
         if child == 0:
             code = 1

@@ -6,9 +6,8 @@
 
 use crate::os::bpf::{self, Instruction};
 use crate::os::map::Map;
-use crate::os::process::CloseInChild;
+use crate::os::process::OwnDescriptor;
 use std::io;
-use std::mem::ManuallyDrop;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -62,8 +61,7 @@ pub fn advice(error: &io::Error) -> &'static str {
 
 /// A socket of one process: a forked child closes its copy as it starts.
 pub(super) struct Socket {
-    fd: ManuallyDrop<OwnedFd>,
-    registered: CloseInChild,
+    fd: OwnDescriptor,
 }
 
 impl Socket {
@@ -72,8 +70,7 @@ impl Socket {
         let fd = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, 0) })?;
         // SAFETY: `socket` gave us this descriptor, nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let registered = CloseInChild::register(fd.as_raw_fd())?;
-        Ok(Self { fd: ManuallyDrop::new(fd), registered })
+        Ok(Self { fd: OwnDescriptor::new(fd)? })
     }
 
     pub fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
@@ -140,16 +137,6 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.registered.is_ours() {
-            self.registered.forget();
-            // SAFETY: dropped once, here; in a forked child it was closed already.
-            unsafe { ManuallyDrop::drop(&mut self.fd) };
-        }
-    }
-}
-
 /// An interface at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -173,7 +160,7 @@ impl PacketSocket {
 
     /// Whether this process opened it, and not the parent it was forked from.
     pub fn is_ours(&self) -> bool {
-        self.0.registered.is_ours()
+        self.0.fd.is_ours()
     }
 
     pub fn interface(&self, name: &str) -> io::Result<Option<Interface>> {

@@ -1,6 +1,8 @@
 //! Facts about this process and this boot, and how to die for a test.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -102,6 +104,46 @@ impl CloseInChild {
     pub fn forget(&self) {
         // Relaxed: as in `register`.
         CLOSE_IN_CHILD[self.place].store(0, Ordering::Relaxed);
+    }
+}
+
+/// A descriptor of one process: a forked child closes its copy as it starts.
+pub struct OwnDescriptor {
+    fd: ManuallyDrop<OwnedFd>,
+    registered: CloseInChild,
+}
+
+impl OwnDescriptor {
+    pub fn new(fd: OwnedFd) -> std::io::Result<Self> {
+        let registered = CloseInChild::register(fd.as_raw_fd())?;
+        Ok(Self { fd: ManuallyDrop::new(fd), registered })
+    }
+
+    /// Whether this process opened it, and not the parent it was forked from.
+    pub fn is_ours(&self) -> bool {
+        self.registered.is_ours()
+    }
+}
+
+impl AsFd for OwnDescriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for OwnDescriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Drop for OwnDescriptor {
+    fn drop(&mut self) {
+        if self.registered.is_ours() {
+            self.registered.forget();
+            // SAFETY: dropped once, here; in a forked child it was closed already.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::os::ebpf;
 use crate::os::map::Map;
 use crate::os::packet::{Socket, check};
+use crate::os::process::OwnDescriptor;
 use crate::protocol::{Strong, frame_status, give_frame_back};
 use crate::sync::AtomicU32;
 use std::io;
@@ -47,7 +48,7 @@ pub struct XdpMemory {
 /// The socket, and the program that feeds it. Dropped, both are gone.
 pub struct XdpSocket {
     socket: Socket,
-    _link: OwnedFd,
+    _link: OwnDescriptor,
     index: u32,
 }
 
@@ -149,7 +150,8 @@ impl XdpSocket {
 }
 
 fn memory(socket: &Socket, frame_count: usize, frame_bytes: usize) -> io::Result<XdpMemory> {
-    let frames = Map::shared_memory(frame_count * frame_bytes)?;
+    let mut frames = Map::shared_memory(frame_count * frame_bytes)?;
+    frames.keep_from_children()?;
     let registration = libc::xdp_umem_reg {
         addr: frames.base() as u64,
         len: frames.len() as u64,
@@ -167,8 +169,10 @@ fn memory(socket: &Socket, frame_count: usize, frame_bytes: usize) -> io::Result
     let offsets: libc::xdp_mmap_offsets = socket.get(libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
     let ring = |at: &libc::xdp_ring_offset, entry_bytes: usize, page: u64| {
         let len = at.desc as usize + frame_count * entry_bytes;
+        let mut map = Map::of_descriptor(socket.as_fd(), len, page, true)?;
+        map.keep_from_children()?;
         io::Result::Ok(SharedRing {
-            map: Map::of_descriptor(socket.as_fd(), len, page, true)?,
+            map,
             producer: at.producer as usize,
             consumer: at.consumer as usize,
             entries: at.desc as usize,
@@ -276,9 +280,15 @@ mod bpf {
     }
 
     /// The link keeps the program.
-    pub fn attach(program: &OwnedFd, interface: u32, native_only: bool) -> io::Result<OwnedFd> {
+    pub fn attach(
+        program: &OwnedFd,
+        interface: u32,
+        native_only: bool,
+    ) -> io::Result<OwnDescriptor> {
         let flags = if native_only { NATIVE_ONLY } else { 0 };
         let program = program.as_raw_fd() as u32;
-        descriptor(LINK_CREATE, &LinkCreate { program, interface, attach: ATTACH_XDP, flags })
+        let link = LinkCreate { program, interface, attach: ATTACH_XDP, flags };
+        // A forked child must not keep the program on the interface.
+        OwnDescriptor::new(descriptor(LINK_CREATE, &link)?)
     }
 }
