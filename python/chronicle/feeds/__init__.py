@@ -11,6 +11,8 @@ Layout of this package, from the bytes up:
 - `type_ids`, `catalog`: the number space, the table of all classes, recognizing a file.
 - `capture`: `import_capture`, which puts it all together.
 - `hot_iex`, `hot_mold`: the packet feeds for handlers, with the same tables.
+- `arbitration`, `recovery`: the lines of a feed become one queue, on a hot thread; what none of
+  them brought comes over TCP, by the sidecar.
 - `stream`: where a queue of feed messages stands in its feed.
 - `books`, `snapshot`: order books in a handler's state, and how late joiners come by them.
 - `generate`: a made-up market, for demos and tests.
