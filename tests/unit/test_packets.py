@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -545,50 +546,43 @@ def packet_sockets(interface: str) -> int:
     return sum(line.split()[4] == index for line in lines)
 
 
+@contextlib.contextmanager
+def forked_child() -> Iterator[None]:
+    """A child that has closed its copies of the sockets, and lives to the end of the block."""
+    wait, go = os.pipe()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(go)
+        os.write(tell, b"x")
+        os.read(wait, 1)
+        os._exit(0)
+    try:
+        assert os.read(told, 1) == b"x"
+        yield
+    finally:
+        for descriptor in (go, wait, told, tell):
+            os.close(descriptor)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_forked_child_does_not_keep_the_ring_that_its_parent_closes(link: Link):
     before = packet_sockets(link.interface)
     ring = PacketRing(link.interface, [A], frames=16, frame_bytes=4096)
     assert packet_sockets(link.interface) == before + 1
-    wait, go = os.pipe()
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(go)
-        # Here its copies of the sockets are closed.
-        os.write(tell, b"x")
-        os.read(wait, 1)
-        os._exit(0)
-    try:
-        assert os.read(told, 1) == b"x"
+    with forked_child():
         ring.close()
         assert packet_sockets(link.interface) == before
-    finally:
-        for descriptor in (go, wait, told, tell):
-            os.close(descriptor)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_xdp_ring_can_be_opened_again_whatever_was_forked(link: Link):
     ring = PacketRing(link.interface, [A], backend="xdp")
-    wait, go = os.pipe()
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(go)
-        os.write(tell, b"x")
-        os.read(wait, 1)
-        os._exit(0)
-    try:
-        assert os.read(told, 1) == b"x"
+    with forked_child():
         ring.close()
-        # There is one socket for each queue of an interface.
+        # There is one socket for each queue of an interface, and one program for an interface.
         with PacketRing(link.interface, [A], backend="xdp") as again:
             link.send([(*A, b"again")])
             assert drain(link, again) == [(0, b"again")]
-    finally:
-        for descriptor in (go, wait, told, tell):
-            os.close(descriptor)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_forked_child_that_closes_the_ring_unmaps_nothing_of_its_own(link: Link, backend: Any):
