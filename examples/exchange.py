@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import chronicle
-from chronicle import HotThread, HotThreadFailed, Queue, Sidecar
+from chronicle import HotThread, Queue, Sidecar
 from chronicle.bus import Bus
 from chronicle.hot import WAITS, Counter, CountersFile, Info, Output, Table, choose_wait, mix64
 from chronicle.hot.rebuild import Past, rebuild
@@ -266,12 +266,8 @@ def main() -> None:
         counters_file=counters,
         provisioner=sidecar.provisioner,
     )
-
-    def stop_if_failed(event: object) -> None:
-        if isinstance(event, HotThreadFailed):
-            sidecar.request_stop()
-
-    sidecar.attach(hot, on_event=stop_if_failed)
+    # Without it nothing is left to do. Whoever supervises us starts us.
+    sidecar.attach(hot, stop_on_failure=True)
     sidecar.discover(
         bus.path / "gateways" / options.gateway / "exchange",
         hot,

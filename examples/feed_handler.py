@@ -23,7 +23,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from chronicle import HotThread, HotThreadFailed, PacketRing, Queue, QueueWriter, Sidecar
+from chronicle import HotThread, PacketRing, Queue, QueueWriter, Sidecar
 from chronicle.bus import Bus
 from chronicle.feeds.arbitration import LIVE_CLASSES, FeedHandler, state_at
 from chronicle.feeds.recovery import RECOVERED_CLASSES, REQUEST_CLASSES, RecoverySession
@@ -45,12 +45,6 @@ def address(text: str) -> tuple[str, int]:
     """Split ``host:port``."""
     host, _, port = text.rpartition(":")
     return host, int(port)
-
-
-def stop_if_failed(sidecar: Sidecar, event: object) -> None:
-    """Stop without a hot thread: nothing is left to do. Whoever supervises us starts us."""
-    if isinstance(event, HotThreadFailed):
-        sidecar.request_stop()
 
 
 def arguments() -> argparse.Namespace:
@@ -154,7 +148,8 @@ def main() -> None:
     )
 
     for thread in (feed, books):
-        sidecar.attach(thread, on_event=lambda event: stop_if_failed(sidecar, event))
+        # Without it nothing is left to do. Whoever supervises us starts us.
+        sidecar.attach(thread, stop_on_failure=True)
     host, port = options.recovery
     again = Backoff(first_s=0.01, max_s=1.0, reset_after_s=0.1)
     sidecar.connect(host, port, session, name="recovery", backoff=again)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import chronicle
-from chronicle import Busy, HotThread, HotThreadFailed, Queue, Sidecar, inspect
+from chronicle import Busy, HotThread, Queue, Sidecar, inspect
 from chronicle.bus import Bus
 from chronicle.hot import (
     WAITS,
@@ -520,12 +520,6 @@ class Seats:
         raise Busy(f"all {SEATS} seats are taken; start another router, or wait")
 
 
-def stop_if_failed(sidecar: Sidecar, event: object) -> None:
-    """Stop without the hot thread: nothing is left to do. Whoever supervises us starts us."""
-    if isinstance(event, HotThreadFailed):
-        sidecar.request_stop()
-
-
 def start(
     sidecar: Sidecar,
     bus: Bus,
@@ -570,7 +564,8 @@ def start(
         sources_max=SEATS + 1,
         provisioner=sidecar.provisioner,
     )
-    sidecar.attach(hot, on_event=lambda event: stop_if_failed(sidecar, event))
+    # Without it nothing is left to do. Whoever supervises us starts us.
+    sidecar.attach(hot, stop_on_failure=True)
     sidecar.discover(
         bus.path / "orders" / "*" / "out",
         hot,

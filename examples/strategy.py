@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import chronicle
-from chronicle import HotThread, HotThreadFailed, Queue, QueueWriter, Sidecar, inspect
+from chronicle import HotThread, Queue, QueueWriter, Sidecar, inspect
 from chronicle.bus import Bus, Connected, Lost, Reconnected
 from chronicle.feeds.books import Books
 from chronicle.hot import WAITS, Counter, CountersFile, Info, Output, Table, choose_wait
@@ -502,12 +502,8 @@ def main() -> None:
         counters_file=counters,
         provisioner=sidecar.provisioner,
     )
-
-    def stop_if_failed(event: object) -> None:
-        if isinstance(event, HotThreadFailed):
-            sidecar.request_stop()
-
-    sidecar.attach(hot, on_event=stop_if_failed)
+    # Without it nothing is left to do. Whoever supervises us starts us.
+    sidecar.attach(hot, stop_on_failure=True)
     sidecar.settings(options.risk, Risk, hot, ranges=RANGES)
     reports = endpoint.path / "in" / "*"
     sidecar.discover(reports, hot, name=options.name, admit=around.admit_reports)

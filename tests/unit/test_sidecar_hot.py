@@ -173,6 +173,41 @@ def test_a_thread_that_fails_is_told_once_and_makes_its_service_unhealthy(path, 
     assert told[0].seq == 1
 
 
+def test_a_program_that_is_nothing_without_its_thread_stops_when_that_fails(path, caplog):
+    def fails(message):
+        raise ValueError("bad tick")
+
+    told: list[Any] = []
+    sidecar = chronicle.Sidecar()
+    with publisher(path) as writer:
+        hot = hot_thread(fails, readers=[subscriber(path)])
+        other = hot_thread(Log())
+        sidecar.attach(hot, on_event=told.append, stop_on_failure=True)
+        sidecar.attach(other, stop_on_failure=True)
+        fill(writer, 1)
+        # It returns by itself: nobody sends a signal, or calls `stop`.
+        assert sidecar.serve().clean
+    assert not sidecar.alive
+    assert hot.failure is not None
+    assert "bad tick" in str(hot.failure)
+    assert told == [hot.failure]
+    assert (other.status.state, other.failure) == ("stopped", None)
+
+
+def test_an_answer_and_an_orderly_end_stop_no_program(path, monkeypatch):
+    stops: list[bool] = []
+    told: list[Any] = []
+    with publisher(path), chronicle.Sidecar() as sidecar:
+        monkeypatch.setattr(sidecar, "request_stop", lambda: stops.append(True))
+        hot = hot_thread(Log())
+        sidecar.attach(hot, on_event=told.append, stop_on_failure=True)
+        hot.add_reader(subscriber(path))
+        eventually(lambda: told)
+        hot.stop()
+    # The end of the sidecar has looked once more at what came back.
+    assert stops == []
+
+
 def test_when_the_sidecar_dies_the_hot_thread_runs_on_and_says_so(path, caplog):
     log = Log()
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from chronicle.errors import BadArgument, Closed
+from chronicle.errors import BadArgument, Closed, HotThreadFailed
 from chronicle.sidecar import affinity
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
@@ -552,6 +552,7 @@ class Sidecar:
         thread: HotT,
         *,
         on_event: OnEvent | None = None,
+        stop_on_failure: bool = False,
         start: bool = True,
         drain_s: float = 5.0,
     ) -> HotT:
@@ -569,10 +570,30 @@ class Sidecar:
         on_event
             Called on the sidecar with each answer and each report of the guard, and with the
             `HotThreadFailed` if it ends by itself.
+        stop_on_failure
+            Shut the sidecar down if the thread ends by itself, because the program is nothing
+            without it: `serve` then returns, ``thread.failure`` says why, and whoever supervises
+            the process starts it anew. By default the sidecar stays, and is unhealthy.
         start
             Start it, if it was not started yet.
         drain_s
             At the shutdown: how long to wait for it to take what is there, and then for its end.
+
+        Examples
+        --------
+        >>> import chronicle, tempfile
+        >>> def handler(message):
+        ...     raise ValueError("no such symbol")
+        >>> tmp = tempfile.TemporaryDirectory()
+        >>> writer = chronicle.Queue.open_publisher(f"{tmp.name}/ticks", segment_bytes=1 << 16)
+        >>> reader = chronicle.Queue.open_subscriber(f"{tmp.name}/ticks", "me")
+        >>> hot = chronicle.HotThread(handler, readers=[reader], wait="sleep")
+        >>> sidecar = Sidecar()
+        >>> _ = sidecar.attach(hot, stop_on_failure=True), writer.append(1, b"XYZ")
+        >>> report = sidecar.serve()  # Until it fails; without `stop_on_failure` until a signal.
+        >>> hot.failure.seq
+        1
+        >>> reader.close(); writer.close(); tmp.cleanup()
         """
         from chronicle.sidecar.hotcare import HotCare
 
@@ -580,6 +601,8 @@ class Sidecar:
         care = HotCare(thread, drain_s=drain_s, keep_off=self._keep_off_again if pinned else None)
         if on_event is not None:
             care.listen(on_event)
+        if stop_on_failure:
+            care.listen(self._stop_if_failed)
         if thread.core is not None:
             self.keep_off({thread.core})
         if start and thread.status.state == "new":
@@ -592,6 +615,10 @@ class Sidecar:
 
             self.add_service(PacketCare(thread.packets).service(f"packets {thread.name}"))
         return thread
+
+    def _stop_if_failed(self, event: object) -> None:
+        if isinstance(event, HotThreadFailed):
+            self.request_stop()
 
     def discover(
         self,
