@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 
 from chronicle.hot import Handler, Info, Output
 from chronicle.hot.compile import program_for
+from chronicle.hot.on import KIND_COMMAND, KIND_DATA, KIND_DATAGRAM, KIND_EVENT
 from chronicle.hot.program import Program
 from chronicle.message import MessageBase
 
-KINDS = {"data": 0, "command": 1, "event": 2, "datagram": 3}
+KINDS = {
+    "data": KIND_DATA,
+    "command": KIND_COMMAND,
+    "event": KIND_EVENT,
+    "datagram": KIND_DATAGRAM,
+}
 NAN_BITS = 0x7FF8_0000_0000_0000
 
 _Append = ctypes.CFUNCTYPE(

@@ -29,8 +29,10 @@ from chronicle.hot.journal import (
     layout_of_dtype,
     state_parts,
 )
+from chronicle.hot.on import KIND_COMMAND, KIND_DATA, KIND_DATAGRAM, KIND_EVENT
 from chronicle.hot.program import NativeHandler, Program, import_handler
 from chronicle.hot.replay import replay
+from chronicle.hot.replay_report import INPUT_KINDS
 from chronicle.hot.spec import state_dtype
 from chronicle.message import Array, char8, f64, i64, u16
 
@@ -71,6 +73,13 @@ def head_bytes(folder: Path) -> bytes:
     for each in (reader, writer, source):
         each.close()
     return data
+
+
+def test_a_kind_of_input_has_one_number_and_a_number_one_kind() -> None:
+    named = [INPUT_KINDS[kind] for kind in (KIND_DATA, KIND_COMMAND, KIND_EVENT)]
+    assert named == ["message", "command", "event"]
+    # A journal holds no datagrams, so theirs is none of the numbers in it.
+    assert KIND_DATAGRAM >= len(INPUT_KINDS)
 
 
 def test_a_head_is_read_as_it_was_written(folder: Path) -> None:

@@ -49,7 +49,7 @@ typedef struct { uint64_t datagrams, bytes, sum, out_of_order, line_sum, source_
 
 int32_t on_message(context_t *c, const message_t *m) {
     state_t *s = c->state;
-    if (m->kind != 3) { s->other++; return 0; }
+    if (m->kind != 8) { s->other++; return 0; }
     s->datagrams++;
     s->bytes += m->len;
     for (uint32_t i = 0; i < m->len; i++) s->sum += m->payload[i];

@@ -20,7 +20,8 @@ __all__ = ["KIND_COMMAND", "KIND_DATA", "KIND_DATAGRAM", "KIND_EVENT", "Mark", "
 KIND_DATA: Final = 0
 KIND_COMMAND: Final = 1
 KIND_EVENT: Final = 2
-KIND_DATAGRAM: Final = 3
+#: Those between are of calls without a message; `chronicle.hot.replay_report` names them.
+KIND_DATAGRAM: Final = 8
 
 EVENT_TYPE_IDS: Final = range(65_001, 65_004)
 """Type ids of the events that the loop makes itself; see `chronicle.hot.events`."""
@@ -40,7 +41,7 @@ class Mark(NamedTuple):
     hook
         ``""`` for a message, else ``idle``, ``start`` or ``stop``.
     kind
-        0 data, 1 command, 2 event, 3 datagram.
+        0 data, 1 command, 2 event, 8 datagram.
     message
         The message class; ``None`` for hooks, and for methods that take bytes.
     type_id

@@ -18,8 +18,9 @@ pub const KIND_COMMAND: u16 = 1;
 /// [`Message::kind`] of an event that the loop makes itself.
 pub const KIND_EVENT: u16 = 2;
 /// [`Message::kind`] of a datagram: the payload stands in its ring, `type_id` is the line, `source`
-/// the place of the ring.
-pub const KIND_DATAGRAM: u16 = 3;
+/// the place of the ring. The numbers between are those of calls without a message, in a journal
+/// ([`crate::hot::journal`]): one number has one meaning.
+pub const KIND_DATAGRAM: u16 = 8;
 /// [`Message::source`] of what comes from no source.
 pub const NO_SOURCE: u32 = u32::MAX;
 

@@ -18,6 +18,7 @@
 //! behind the other; each begins with its head. One without a final record was cut off.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::hot::abi::{KIND_COMMAND, KIND_DATA, KIND_DATAGRAM, KIND_EVENT};
 use crate::queue::writer::Writer;
 
 pub const JOURNAL_HEAD: u16 = 65_101;
@@ -36,6 +37,28 @@ pub const KIND_BATCH_BEGIN: u16 = 6;
 pub const KIND_BATCH_END: u16 = 7;
 /// Kinds are below this.
 pub const KINDS_COUNT: usize = 8;
+
+// No number has two meanings: those of a journal are its places in this list, and that of a
+// datagram, which is never written down, is none of them.
+const _: () = {
+    let kinds = [
+        KIND_DATA,
+        KIND_COMMAND,
+        KIND_EVENT,
+        KIND_IDLE,
+        KIND_START,
+        KIND_STOP,
+        KIND_BATCH_BEGIN,
+        KIND_BATCH_END,
+    ];
+    assert!(kinds.len() == KINDS_COUNT);
+    let mut at = 0;
+    while at < KINDS_COUNT {
+        assert!(kinds[at] as usize == at);
+        at += 1;
+    }
+    assert!(KIND_DATAGRAM as usize >= KINDS_COUNT);
+};
 
 /// Most bytes that a command may carry; what `about` may be as well. So much is kept ready.
 pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
