@@ -77,10 +77,11 @@ class PacketStatistics(NamedTuple):
 class PacketRing(_core.PacketRing):
     """A ring of UDP datagrams of one interface, filtered by address and port. One reader at a time.
 
-    ``next()`` returns the next `Datagram`, with a copy of its payload, or ``None``; it never waits
-    and makes no system call. A `Datagram` has ``payload``, ``line`` (the place in `lines`),
-    ``timestamp_ns`` (arrival, by the kernel's clock of the day), ``number`` (counts the ring's
-    datagrams from 1), and on a hot thread ``source`` (the place of the ring).
+    ``next()`` returns the next `Datagram`, with a copy of its payload, or ``None`` if none was
+    there when it was called; it never waits and makes no system call. A `Datagram` has ``payload``,
+    ``line`` (the place in `lines`), ``timestamp_ns`` (arrival, by the kernel's clock of the day),
+    ``number`` (counts the ring's datagrams from 1), and on a hot thread ``source`` (the place of
+    the ring).
 
     Handed to a `HotThread`, the ring is the thread's until that stops (`Moved`). The sidecar that
     looks after the thread looks after the ring as well: once a second it sums up the kernel's

@@ -242,6 +242,19 @@ def test_bad_checksums_are_counted_and_dropped(link: Link, backend: Any):
         assert counted(ring) == {}
 
 
+def test_one_call_passes_over_a_ring_of_bad_packets_and_no_more(link: Link, backend: Any):
+    bad = ethernet(ip(SOURCE, A[0], udp(SOURCE, A, b"bad", sum_offset=1)))
+    with PacketRing(link.interface, [A], frames=64, backend=backend) as ring:
+        link.send_frames([bad] * 100)
+        # The ring is full of them, and the kernel has said so: nothing more is on its way.
+        eventually(lambda: ring.statistics().drops == 100 - 64, "the drops")
+        assert ring.next() is None
+        assert counted(ring) == {"bad_checksums": 64, "drops": 100 - 64}
+        link.send_frames([*[bad] * 32, frame(A, b"behind them")])
+        assert drain(link, ring) == [(0, b"behind them")]
+        assert counted(ring) == {"bad_checksums": 64 + 32, "drops": 100 - 64}
+
+
 def test_lengths_that_contradict_each_other_are_counted(link: Link, backend: Any):
     body = udp(SOURCE, A, b"0123456789")
     frames = [

@@ -152,29 +152,30 @@ impl PacketRing {
         })
     }
 
-    /// The next datagram, or `None`. Frames without one are counted on the way.
+    /// The next datagram, or `None` if none was there. Frames without one are counted on the way,
+    /// without the interpreter lock: they may be as many as the ring has.
     fn next(&self, py: Python<'_>) -> PyResult<Option<Datagram>> {
         self.inner.with(py, |ring| {
             ring.check_owner().map_err(to_py)?;
-            loop {
-                let datagram = match ring.peek() {
-                    Next::Datagram(datagram) => datagram,
-                    Next::Dropped => continue,
-                    Next::Empty => return Ok(None),
-                };
-                // SAFETY: the payload stays as it is until the release below.
-                let payload =
-                    unsafe { std::slice::from_raw_parts(datagram.payload, datagram.len_bytes) };
-                let made = Datagram {
-                    payload: PyBytes::new(py, payload).unbind(),
-                    line: datagram.line,
-                    timestamp_ns: datagram.timestamp_ns,
-                    number: datagram.number,
-                    source: None,
-                };
-                ring.release(&datagram);
-                return Ok(Some(made));
+            let mut found = ring.peek();
+            if matches!(found, Next::Dropped) {
+                py.detach(|| ring.skip_dropped());
+                found = ring.peek();
             }
+            // One more frame without a datagram has come meanwhile, like all behind it.
+            let Next::Datagram(datagram) = found else { return Ok(None) };
+            // SAFETY: the payload stays as it is until the release below.
+            let payload =
+                unsafe { std::slice::from_raw_parts(datagram.payload, datagram.len_bytes) };
+            let made = Datagram {
+                payload: PyBytes::new(py, payload).unbind(),
+                line: datagram.line,
+                timestamp_ns: datagram.timestamp_ns,
+                number: datagram.number,
+                source: None,
+            };
+            ring.release(&datagram);
+            Ok(Some(made))
         })
     }
 

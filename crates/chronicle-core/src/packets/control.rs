@@ -170,6 +170,7 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
         lines,
         counters: Arc::clone(&counters),
         verify,
+        frames_count: shape.frames,
         released: 0,
         fork_generation: process::fork_generation(),
     };

@@ -101,3 +101,51 @@ impl MappedRing {
         prefetch_read(self.slot(self.at));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::process;
+    use crate::packets::lines::Lines;
+    use crate::packets::{Frames, Next, Ring};
+    use crate::sync::Arc;
+
+    const FRAMES: usize = 16;
+    const FRAME_BYTES: usize = 512;
+
+    /// A ring full of frames without a byte, which looks at `frames_count` of them at a time.
+    fn full_of_nothing(frames_count: usize) -> Ring {
+        let map = Map::shared_memory(FRAMES * FRAME_BYTES).unwrap();
+        let mut frames = MappedRing { map, frame_bytes: FRAME_BYTES, mask: FRAMES - 1, at: 0 };
+        for at in 0..FRAMES {
+            frames.at = at;
+            give_frame_back::<Strong>(frames.status(), STATUS_USER);
+        }
+        frames.at = 0;
+        Ring {
+            frames: Frames::Mapped(frames),
+            lines: Arc::new(Lines::new(&["10.0.0.1:5".parse().unwrap()]).unwrap()),
+            counters: Arc::default(),
+            verify: true,
+            frames_count,
+            released: 0,
+            fork_generation: process::fork_generation(),
+        }
+    }
+
+    #[test]
+    fn what_is_passed_over_ends_where_the_ring_does() {
+        let mut ring = full_of_nothing(FRAMES);
+        assert_eq!(ring.skip_dropped(), FRAMES);
+        assert!(matches!(ring.peek(), Next::Empty));
+        assert_eq!(ring.counters().not_ours().get(), FRAMES as u64);
+    }
+
+    #[test]
+    fn what_is_passed_over_ends_although_the_kernel_puts_more() {
+        // As if the frames behind these had come meanwhile.
+        let mut ring = full_of_nothing(FRAMES / 2);
+        assert_eq!(ring.skip_dropped(), FRAMES / 2);
+        assert!(matches!(ring.peek(), Next::Dropped));
+    }
+}

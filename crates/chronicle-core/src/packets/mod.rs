@@ -136,6 +136,8 @@ pub struct Ring {
     counters: Arc<Counters>,
     /// Whether checksums are verified.
     verify: bool,
+    /// Frames of the ring.
+    frames_count: usize,
     /// Datagrams that were released.
     released: u64,
     fork_generation: u64,
@@ -163,6 +165,17 @@ impl Ring {
                 Next::Dropped
             }
         }
+    }
+
+    /// Passes over frames that hold no datagram, at most as many as the ring has: so everything that
+    /// was there when this was called has been looked at, however fast the kernel puts more. Gives
+    /// their number.
+    pub fn skip_dropped(&mut self) -> usize {
+        let mut skipped = 0;
+        while skipped < self.frames_count && matches!(self.peek(), Next::Dropped) {
+            skipped += 1;
+        }
+        skipped
     }
 
     /// Gives the frame of the datagram back that [`Ring::peek`] has returned last.
