@@ -9,15 +9,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
-import logging
 import os
-import struct
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from chronicle._core import HotCore, Provisioner
 from chronicle.channel import AddReader, AddWriter, RemoveReader, RemoveWriter, Stop
@@ -27,27 +24,17 @@ from chronicle.errors import (
     Closed,
     CommandRefused,
     Forked,
-    GuardViolation,
     HotThreadFailed,
 )
-from chronicle.hot.acks import (
-    Ack,
-    CommandDone,
-    FirstMessage,
-    GapSeen,
-    ReaderAdded,
-    ReaderRemoved,
-    Refused,
-    SourceFailed,
-    WriterAdded,
-    WriterRemoved,
-)
-from chronicle.hot.guard import GuardMode, GuardReport
+from chronicle.hot.acks import Ack, Refused
+from chronicle.hot.ended import Counts, failed
+from chronicle.hot.guard import GuardMode
 from chronicle.hot.journal import encode_head, encode_place
 from chronicle.hot.kernel import core_interrupts, thread_counters
 from chronicle.hot.meter import Histogram, HotStatus
 from chronicle.hot.outputs import OutputNames
 from chronicle.hot.program import Program, as_program, handler_path
+from chronicle.hot.told import Event, Told
 from chronicle.message import MessageBase
 
 if TYPE_CHECKING:
@@ -58,32 +45,14 @@ if TYPE_CHECKING:
 
 __all__ = ["HotThread"]
 
-#: What comes back from a hot thread.
-Event: TypeAlias = Ack | GuardReport
-
 #: How long a caller sleeps between looks at the hot thread, in seconds.
 _NAP_S: Final = 0.0001
 #: How long after the last `HotThread.poll` a thread still counts as supervised, in seconds.
 _SUPERVISED_S: Final = 1.0
 #: Longest time that the end of the interpreter waits for one hot thread, in seconds.
 _EXIT_PATIENCE_S: Final = 5.0
-#: Answers that `wait_for` still knows.
-_RECENT_MAX: Final = 4096
-_LOG_BATCH: Final = 1024
-#: A log record: ns, site, count, level, spare, tags, five arguments.
-_LOG_RECORD: Final = struct.Struct("<QIBBHQ5Q")
-
 #: Those that the end of the interpreter has to stop.
 _running: weakref.WeakSet[HotThread] = weakref.WeakSet()
-
-
-class _Counts(NamedTuple):
-    """What a thread has counted, once it has ended."""
-
-    words: dict[str, Any]
-    counters: list[int]
-    loop_gap: Histogram
-    handler_time: Histogram
 
 
 class HotThread:
@@ -187,89 +156,57 @@ class HotThread:
     ) -> None:
         self._program: Program = as_program(handler)
         self._handler_path = handler_path(handler)
-        program = self._program
-        self.name: str = program.name if name is None else name
+        self.name: str = self._program.name if name is None else name
         self.core: int | None = core
-        if guard is None:
-            guard = "off" if program.callable else "observe"
-        elif guard == "enforce" and program.callable:
-            raise BadArgument(
-                "bad guard: found='enforce' expected='observe' or 'off' for a plain callable; "
-                "the interpreter makes system calls, compile the handler to enforce"
-            )
-        _check_range("sources_max", sources_max, 1, 1 << 20)
-        _check_range("commands_max", commands_max, 1, 1 << 20)
-        _check_range("log_records", log_records, 1, 1 << 24)
-        _check_range("spin_ns", spin_ns, 0, 1 << 40)
+        guard = _guard_of(self._program, guard)
+        _check_sizes(sources_max, commands_max, log_records, spin_ns)
+        settings = {"guard": guard, "wait": wait, "meter": meter, "mode": mode}
         #: How it was made: guard, wait, meter and mode.
-        self.settings: Mapping[str, str] = {
-            "guard": guard,
-            "wait": wait,
-            "meter": meter,
-            "mode": mode,
-        }
+        self.settings: Mapping[str, str] = settings
         self._readers = [r if isinstance(r, AddReader) else AddReader(r) for r in readers]
         self._packets = tuple(packets)
-        if self._packets and journal is not None:
-            raise BadArgument(
-                f"bad journal: found={journal!r} expected=None with packets=; a journal holds what "
-                "comes from queues, so a replay would miss the packets; publish the datagrams with "
-                "publish_bytes, and journal the thread that reads that queue"
-            )
-        self._output_names = OutputNames(program.outputs)
-        self._outputs = self._output_names.of_given(outputs or {})
+        _check_journal(journal, self._packets)
+        self._output_names = OutputNames(self._program.outputs)
+        given = self._output_names.of_given(outputs or {})
         self._journal = journal
         self._provisioner = provisioner
         self._own_provisioner: Provisioner | None = None
         self._counters_file = counters_file
         #: Its block of the counters file.
-        self.counters_block: int | None = None
-        self._last: _Counts | None = None
-        if counters_file is not None:
-            self.counters_block = counters_file.claim()
-            # Of a thread that never runs nobody else would give it back.
-            self._unclaim = weakref.finalize(self, counters_file.release, self.counters_block)
-            self._unclaim.atexit = False
+        self.counters_block = None if counters_file is None else self._claim_block(counters_file)
         self._core = HotCore(
             self.name,
-            program.addresses,
-            program.flags,
+            self._program.addresses,
+            self._program.flags,
             self._initial_state(state),
-            len(program.outputs),
-            len(program.counters),
-            callback=program.callable,
+            len(self._program.outputs),
+            len(self._program.counters),
+            callback=self._program.callable,
             core=core,
             fifo_priority=fifo_priority,
             lock_memory=lock_memory,
             strict=strict,
-            wait=wait,
             spin_ns=spin_ns,
+            commit=commit,
+            counters_file=self._counters_place(),
+            wait=wait,
             meter=meter,
             mode=mode,
-            commit=commit,
+            guard=guard,
             sources_max=sources_max,
             commands_max=commands_max,
             log_records=log_records,
-            guard=guard,
-            counters_file=self._counters_place(),
         )
-        self._log = logging.getLogger(f"chronicle.hot.{self.name}")
+        self._told = Told(
+            self._core, self.name, self._program, self._output_names, given, log_records
+        )
         self._tickets = itertools.count(1)
         # Re-entrant: a logging handler may poll.
         self._lock = threading.RLock()
-        self._pending: deque[Event] = deque()
-        self._recent: dict[int, Ack] = {}
-        self._log_records = log_records
-        self._log_drops_told = 0
-        #: System calls by what they were and who made them; the first of each is logged.
-        self._guard_counts: dict[tuple[str, str], int] = {}
-        self._guard_lost = False
         self._polled_s: float | None = None
-        #: Readers that were handed over, by ticket, until they are answered for.
-        self._handed: dict[int, QueueReader] = {}
-        self._sources: dict[int, QueueReader] = {}
         self._warnings: tuple[str, ...] = ()
         self._failure: HotThreadFailed | None = None
+        self._last: Counts | None = None
         self._phase: Literal["new", "running", "ended"] = "new"
         self._pid = os.getpid()
 
@@ -301,7 +238,7 @@ class HotThread:
             try:
                 warnings, failure = self._core.start(
                     readers,
-                    list(self._outputs.items()),
+                    list(self._told.outputs.items()),
                     self._packets,
                     provisioner,
                     self._journal,
@@ -313,14 +250,14 @@ class HotThread:
             self._warnings = tuple(warnings)
             if failure is not None:
                 self._close_provisioner()
-                raise self._failed(failure)
+                raise failed(self.name, self._program, failure)
             self._phase = "running"
             if self.counters_block is not None:
                 self._unclaim.detach()
-            self._sources = {n: each.reader for n, each in enumerate(self._readers)}
+            self._told.sources = {n: each.reader for n, each in enumerate(self._readers)}
             _running.add(self)
         for warning in self._warnings:
-            self._log.warning("%s", warning)
+            self._told.log.warning("%s", warning)
         return self
 
     def stop(self, timeout: float | None = None) -> None:
@@ -404,25 +341,20 @@ class HotThread:
             _running.discard(self)
             failure, lost, journal_error = joined
             self._drain()
-            self._handed.clear()
-            self._sources.clear()
+            self._told.handed.clear()
+            self._told.sources.clear()
             if lost:
-                self._log.warning("%s commands were sent but not taken", len(lost))
+                self._told.log.warning("%s commands were sent but not taken", len(lost))
             self._close_provisioner()
             if self._counters_file is not None and self.counters_block is not None:
                 # The next thread that gets the block counts in it.
-                self._last = _Counts(
-                    self._core.status(),
-                    self._core.counters(),
-                    self._histogram("loop_gap"),
-                    self._histogram("handler_time"),
-                )
+                self._last = Counts.of(self._core)
                 self._counters_file.release(self.counters_block)
             if failure is not None:
-                self._failure = self._failed(failure)
-                self._log.error("%s", self._failure)
+                self._failure = failed(self.name, self._program, failure)
+                self._told.log.error("%s", self._failure)
             if journal_error is not None:
-                self._log.error("the end of the journal was not written: %s", journal_error)
+                self._told.log.error("the end of the journal was not written: %s", journal_error)
 
     def _close_provisioner(self) -> None:
         if self._own_provisioner is not None:
@@ -436,41 +368,6 @@ class HotThread:
             self._check_owner()
             self._finish()
         return self._failure
-
-    def _failed(self, failure: dict[str, Any]) -> HotThreadFailed:
-        """Make the exception of a failure as the core tells it."""
-        cause, error = failure["cause"], failure["error"]
-        kind = HotThreadFailed
-        if cause == "guard":
-            kind = GuardViolation
-            reason = "it made a system call, which its guard forbids"
-        elif failure["text"]:
-            reason = failure["text"]
-        elif error is not None:
-            reason = f"{type(error).__name__}: {error}"
-        elif self._program.explain is not None:
-            reason = self._program.explain(failure["info"], failure["code"])
-        else:
-            reason = f"its handler returned {failure['returned']}, fail_code={failure['code']}"
-        during = failure["during"]
-        where = ""
-        if failure["source"] is not None:
-            where = (
-                f" at source={failure['source']} seq={failure['seq']} type_id={failure['type_id']}"
-            )
-        elif during == "command":
-            where = f" at ticket={failure['seq']} type_id={failure['type_id']}"
-        made = kind(
-            f"hot thread '{self.name}' failed during {during}{where}: {reason}",
-            thread=self.name,
-            during=during,
-            source=failure["source"],
-            seq=failure["seq"],
-            type_id=failure["type_id"],
-            reason=reason,
-        )
-        made.__cause__ = error
-        return made
 
     # --- Commands ---
 
@@ -545,13 +442,13 @@ class HotThread:
         provisioner = self._serving()
 
         def attempt(ticket: int) -> bool:
-            self._handed[ticket] = reader
+            self._told.handed[ticket] = reader
             sent = False
             try:
                 sent = self._core.add_reader(ticket, reader, tag, provisioner, about)
             finally:
                 if not sent:
-                    del self._handed[ticket]
+                    del self._told.handed[ticket]
             return sent
 
         return self._send(attempt, timeout)
@@ -581,7 +478,7 @@ class HotThread:
             timeout,
         )
         with self._lock:
-            self._outputs[number] = writer
+            self._told.outputs[number] = writer
         return ticket
 
     def remove_writer(
@@ -603,7 +500,7 @@ class HotThread:
         """
         with self._lock:
             names = self._program.outputs
-            return {names[number]: writer for number, writer in self._outputs.items()}
+            return {names[number]: writer for number, writer in self._told.outputs.items()}
 
     @property
     def packets(self) -> tuple[PacketRing, ...]:
@@ -617,7 +514,7 @@ class HotThread:
         They are moved: only their `name` and `path` can be asked for.
         """
         with self._lock:
-            return dict(self._sources)
+            return dict(self._told.sources)
 
     def _send(self, attempt: Any, timeout: float | None) -> int:
         self._check_owner()
@@ -660,8 +557,8 @@ class HotThread:
         self._polled_s = time.monotonic()
         with self._lock:
             self._drain()
-            taken = list(self._pending)
-            self._pending.clear()
+            taken = list(self._told.events)
+            self._told.events.clear()
         return taken
 
     def wait_for(self, ticket: int, timeout: float | None = None) -> Ack:
@@ -688,7 +585,7 @@ class HotThread:
         while True:
             finished = self._core.is_finished()
             self._drain()
-            ack = self._recent.get(ticket)
+            ack = self._told.answers.get(ticket)
             if isinstance(ack, Refused):
                 raise CommandRefused(
                     f"hot thread '{self.name}' refused ticket={ticket}: {ack.reason}",
@@ -698,7 +595,7 @@ class HotThread:
                 return ack
             if finished:
                 self._finish()
-                if ticket not in self._recent:
+                if ticket not in self._told.answers:
                     self._check_running()
                     raise Closed(f"hot thread '{self.name}' ended before ticket={ticket}")
                 continue
@@ -708,32 +605,7 @@ class HotThread:
 
     def _drain(self) -> None:
         with self._lock:
-            for told in self._core.drain_acks():
-                self._take_ack(_as_ack(told, self._output_names))
-            self._drain_log()
-            for native in self._core.drain_guard():
-                report = GuardReport.from_native(native)
-                self._pending.append(report)
-                self._note_report(report)
-            self._note_guard()
-
-    def _note_report(self, report: GuardReport) -> None:
-        """Log a system call if it is the first from its place; count it in any case."""
-        key = (report.name, str(report.caller or report.call_site))
-        count = self._guard_counts[key] = self._guard_counts.get(key, 0) + 1
-        if count == 1:
-            self._log.warning("system call on the hot thread: %s", report)
-
-    def _note_guard(self) -> None:
-        """Say once that the guard no longer sees anything."""
-        if not self._guard_lost and self._core.guard_lost():
-            self._guard_lost = True
-            self._log.error(
-                "guard lost: another library has installed its own handler of SIGSYS since "
-                "thread='%s' was started; its system calls are not seen and may return wrong "
-                "results; install that handler before chronicle's, or use guard='off'",
-                self.name,
-            )
+            self._told.drain()
 
     @property
     def guard_counts(self) -> dict[tuple[str, str], int]:
@@ -742,80 +614,7 @@ class HotThread:
         Only the first of each is logged.
         """
         with self._lock:
-            return dict(self._guard_counts)
-
-    def _take_ack(self, ack: Ack) -> None:
-        self._pending.append(ack)
-        ticket = getattr(ack, "ticket", None)
-        if ticket is not None and not isinstance(ack, FirstMessage | SourceFailed):
-            self._recent[ticket] = ack
-            if len(self._recent) > _RECENT_MAX:
-                del self._recent[next(iter(self._recent))]
-        match ack:
-            case ReaderAdded() if ack.ticket in self._handed:
-                self._sources[ack.source] = self._handed.pop(ack.ticket)
-            case ReaderRemoved() | SourceFailed():
-                self._sources.pop(ack.source, None)
-            case Refused():
-                self._handed.pop(ack.ticket, None)
-            case WriterRemoved():
-                number = self._output_names.number(ack.output, ack.slot)
-                # Another one may be on its way already.
-                if self._outputs.get(number) is ack.writer:
-                    del self._outputs[number]
-        match ack:
-            case SourceFailed():
-                self._log.error("source %s failed and was taken out: %s", ack.source, ack.error)
-            case GapSeen(handled=False):
-                self._log.warning(
-                    "source %s missed messages: first_missing=%s next=%s reason=%s",
-                    ack.source,
-                    ack.first_missing,
-                    ack.next,
-                    ack.reason,
-                )
-            case Refused():
-                self._log.error("ticket %s was refused: %s", ack.ticket, ack.reason)
-
-    def _drain_log(self) -> None:
-        # No more than the ring holds, so that it ends however fast new ones come.
-        left = self._log_records
-        while left > 0 and (data := self._core.drain_log(min(left, _LOG_BATCH))):
-            for record in _LOG_RECORD.iter_unpack(data):
-                self._emit(*record)
-            left -= _LOG_BATCH
-        drops = self._core.status().get("log_drops", 0)
-        if drops > self._log_drops_told:
-            self._log.warning(
-                "%s log records were dropped: the ring was full; poll more often, or raise "
-                "log_records",
-                drops - self._log_drops_told,
-            )
-            self._log_drops_told = drops
-
-    def _emit(
-        self, ns: int, site: int, count: int, level: int, _spare: int, tags: int, *args: int
-    ) -> None:
-        sites = self._program.log_sites
-        values = [_value(tags >> (4 * i) & 15, args[i]) for i in range(count)]
-        if site < len(sites):
-            where = sites[site]
-            level, file, line = where.level, where.file, where.line
-            try:
-                text = where.format.format(*values)
-            except (ValueError, IndexError, KeyError, TypeError) as error:
-                text = f"{where.format!r} {values} (cannot be formatted: {error})"
-        else:
-            level, file, line = level or logging.INFO, "", 0
-            text = " ".join([f"site {site}:", *map(str, values)])
-        if not self._log.isEnabledFor(level):
-            return
-        record = self._log.makeRecord(self._log.name, level, file, line, text, (), None)
-        # When the handler logged it, not when it was drained.
-        record.created = ns / 1e9
-        record.msecs = ns // 1_000_000 % 1000
-        record.threadName = f"chr-hot:{self.name}"
-        self._log.handle(record)
+            return dict(self._told.guard_counts)
 
     # --- What it shows ---
 
@@ -904,6 +703,13 @@ class HotThread:
     def _histogram(self, name: str) -> Histogram:
         return Histogram(*self._core.histogram(name))
 
+    def _claim_block(self, file: CountersFile) -> int:
+        block = file.claim()
+        # Of a thread that never runs nobody else would give it back.
+        self._unclaim = weakref.finalize(self, file.release, block)
+        self._unclaim.atexit = False
+        return block
+
     def _counters_place(self) -> tuple[str, str, int] | None:
         if self._counters_file is None or self.counters_block is None:
             return None
@@ -916,7 +722,7 @@ class HotThread:
             handler=self._handler_path,
             state=self._core.state(),
             readers=[(each.reader, each.tag) for each in self._readers],
-            writers=self._outputs,
+            writers=self._told.outputs,
         )
 
     def _check_owner(self) -> None:
@@ -969,42 +775,32 @@ def _check_range(what: str, found: object, low: int, high: int) -> None:
         raise BadArgument(f"bad {what}: found={found!r} expected={low} to {high}")
 
 
-def _as_ack(told: tuple[Any, ...], outputs: OutputNames) -> Ack:
-    """Give an answer of the core its class."""
-    kind, *fields = told
-    if kind in ("writer", "writer_removed"):
-        ticket, sent_ns, taken_ns, number, writer = fields
-        name, slot = outputs.split(number)
-        made = WriterAdded if kind == "writer" else WriterRemoved
-        return made(ticket, sent_ns, taken_ns, name, writer, slot)
-    ack: Ack = _ACKS[kind](*fields)
-    return ack
+def _check_sizes(sources_max: int, commands_max: int, log_records: int, spin_ns: int) -> None:
+    _check_range("sources_max", sources_max, 1, 1 << 20)
+    _check_range("commands_max", commands_max, 1, 1 << 20)
+    _check_range("log_records", log_records, 1, 1 << 24)
+    _check_range("spin_ns", spin_ns, 0, 1 << 40)
 
 
-_ACKS: Final[dict[str, Any]] = {
-    "done": CommandDone,
-    "added": ReaderAdded,
-    "first": FirstMessage,
-    "removed": ReaderRemoved,
-    "refused": Refused,
-    "failed": SourceFailed,
-    "gap": GapSeen,
-}
+def _guard_of(program: Program, asked: GuardMode | None) -> GuardMode:
+    """Return how a program is guarded, if nothing or this was asked for."""
+    if asked is None:
+        return "off" if program.callable else "observe"
+    if asked == "enforce" and program.callable:
+        raise BadArgument(
+            "bad guard: found='enforce' expected='observe' or 'off' for a plain callable; "
+            "the interpreter makes system calls, compile the handler to enforce"
+        )
+    return asked
 
 
-def _value(tag: int, word: int) -> Any:
-    """Return a log argument as the value that the handler had."""
-    match tag:
-        case 1:
-            return word - (1 << 64) if word >> 63 else word
-        case 3:
-            return struct.unpack("<d", word.to_bytes(8, "little"))[0]
-        case 4:
-            return word.to_bytes(8, "little").rstrip(b"\0").decode("utf-8", "replace")
-        case 5:
-            return bool(word)
-        case _:
-            return word
+def _check_journal(journal: QueueWriter | None, packets: tuple[PacketRing, ...]) -> None:
+    if packets and journal is not None:
+        raise BadArgument(
+            f"bad journal: found={journal!r} expected=None with packets=; a journal holds what "
+            "comes from queues, so a replay would miss the packets; publish the datagrams with "
+            "publish_bytes, and journal the thread that reads that queue"
+        )
 
 
 def _stop_all() -> None:
