@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from chronicle.errors import BadArgument, Closed, HotThreadFailed
 from chronicle.sidecar import affinity
+from chronicle.sidecar.loop import LoopThread
 from chronicle.sidecar.supervise import Backoff, Health, Service, Stage, State, Supervisor
 
 if TYPE_CHECKING:
@@ -51,11 +52,6 @@ _log = logging.getLogger("chronicle.sidecar")
 R = TypeVar("R")
 HotT = TypeVar("HotT", bound="HotLike")
 Fn = TypeVar("Fn", bound=Callable[[], Any])
-
-#: Threads for what may block for a moment.
-_WORKERS = 4
-#: How much longer than its limit a shutdown may take before the loop counts as stuck.
-_GRACE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,9 +122,7 @@ class Sidecar:
         self._stop_lock = threading.Lock()
         # Held for a few stores.
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._workers: concurrent.futures.ThreadPoolExecutor | None = None
+        self._loop = LoopThread(self._supervisor)
         self._report: ShutdownReport | None = None
         self._stopping = False
         self._pid = os.getpid()
@@ -139,8 +133,6 @@ class Sidecar:
         self._closers: list[Callable[[], object]] = []
         self._hot_cores: set[int] = set()
         self._allowed_cores = os.sched_getaffinity(0)
-        #: What ended the thread, if it was not `stop`.
-        self.died: BaseException | None = None
 
     # --- Start and stop ---
 
@@ -157,52 +149,11 @@ class Sidecar:
         with self._lock:
             if self._report is not None or self._stopping:
                 raise Closed("this sidecar was stopped; make a new one")
-            if self._thread is not None:
+            if self._loop.started:
                 return self
-            started = threading.Event()
-            self._loop = asyncio.new_event_loop()
-            self._workers = concurrent.futures.ThreadPoolExecutor(
-                _WORKERS,
-                thread_name_prefix="chr-sidecar",
-                initializer=affinity.name_this_thread,
-                initargs=("chr-worker",),
-            )
-            self._loop.set_default_executor(self._workers)
-            # A daemon: a loop that is stuck for ever must not keep the process from ending.
-            self._thread = threading.Thread(
-                target=self._main, args=(self._loop, started), name="chr-sidecar", daemon=True
-            )
-            self._thread.start()
-            started.wait()
+            self._loop.start()
             _stop_at_exit(self)
         return self
-
-    def _main(self, loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
-        affinity.name_this_thread("chr-sidecar")
-        asyncio.set_event_loop(loop)
-        loop.set_exception_handler(_log_callback_error)
-
-        def begin() -> None:
-            for service in self._supervisor.services.values():
-                self._supervisor.start(service)
-            started.set()
-
-        loop.call_soon(begin)
-        try:
-            loop.run_forever()
-            if not self._stopping:
-                raise RuntimeError("somebody has stopped the sidecar's loop")
-        except BaseException as error:
-            self.died = error
-            _log.critical(
-                "the sidecar's thread has died; hot threads run on without it", exc_info=error
-            )
-        finally:
-            started.set()
-            try:
-                _cancel_all(loop)
-            finally:
-                loop.close()
 
     def stop(self, timeout: float | None = None) -> ShutdownReport:
         """Stop everything in order; return what did not finish.
@@ -221,7 +172,7 @@ class Sidecar:
             If it is called on the sidecar's own thread, which would wait for itself.
         """
         timeout_s = self.shutdown_timeout_s if timeout is None else timeout
-        if self._thread is not None and threading.current_thread() is self._thread:
+        if self._loop.is_current:
             raise BadArgument(
                 "stop() was called on the sidecar's own thread; call request_stop() there"
             )
@@ -235,7 +186,7 @@ class Sidecar:
             begin_s = time.monotonic()
             with self._lock:
                 self._stopping = True
-            unfinished = self._shut_down(timeout_s)
+            unfinished = self._loop.shut_down(timeout_s)
             for close in reversed(self._closers):
                 try:
                     close()
@@ -246,63 +197,6 @@ class Sidecar:
         if unfinished:
             _log.error("the shutdown is not complete: %s", "; ".join(unfinished))
         return self._report
-
-    def _shut_down(self, timeout_s: float) -> list[str]:
-        thread, loop = self._thread, self._loop
-        if thread is None or loop is None:
-            return self._shut_down_here(timeout_s)
-        unfinished: list[str] | None = None
-        coro = self._supervisor.shut_down(timeout_s)
-        try:
-            future = asyncio.run_coroutine_threadsafe(coro, loop)
-        except RuntimeError:  # The loop is closed: its thread has died.
-            coro.close()
-        else:
-            unfinished = self._wait(future, thread, timeout_s)
-        if unfinished is None:
-            why = "its thread has died" if not thread.is_alive() else "its loop is stuck"
-            _log.critical("the sidecar cannot stop by itself: %s", why)
-            unfinished = [f"sidecar: {why}"]
-            unfinished += self._shut_down_here(timeout_s)
-        if thread.is_alive():
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(_GRACE_S)
-        if self._workers is not None:
-            self._workers.shutdown(wait=False, cancel_futures=True)
-        return unfinished
-
-    def _shut_down_here(self, timeout_s: float) -> list[str]:
-        """Do without the sidecar's loop what is left to do."""
-        result: list[str] = []
-
-        def work() -> None:
-            result.extend(asyncio.run(self._supervisor.shut_down(timeout_s)))
-
-        # In a thread: the caller may be inside of a loop of its own.
-        thread = threading.Thread(target=work, name="chr-stop", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # The interpreter ends, and gives no more threads.
-            work()
-        else:
-            thread.join()
-        return result
-
-    def _wait(
-        self, future: concurrent.futures.Future[list[str]], thread: threading.Thread, limit_s: float
-    ) -> list[str] | None:
-        """Wait for the shutdown, as long as there is somebody who does it."""
-        end_s = time.monotonic() + 1.6 * limit_s + _GRACE_S
-        while time.monotonic() < end_s:
-            try:
-                return future.result(0.1)
-            except concurrent.futures.TimeoutError:
-                if not thread.is_alive():
-                    return None
-            except concurrent.futures.CancelledError:
-                return None
-        future.cancel()
-        return None
 
     def request_stop(self) -> None:
         """Ask for the shutdown without waiting for it. Any thread, the sidecar's own as well.
@@ -324,8 +218,12 @@ class Sidecar:
     @property
     def alive(self) -> bool:
         """Whether the sidecar's thread runs."""
-        thread = self._thread
-        return thread is not None and thread.is_alive() and self._report is None
+        return self._loop.alive and self._report is None
+
+    @property
+    def died(self) -> BaseException | None:
+        """What ended the sidecar's thread, if it was not `stop`."""
+        return self._loop.died
 
     def __enter__(self) -> Self:
         return self.start()
@@ -923,7 +821,7 @@ class Sidecar:
                 self._supervisor.add(service)
             except ValueError as error:
                 raise BadArgument(str(error)) from None
-            if self._thread is not None:
+            if self._loop.started:
                 self.call_soon(self._supervisor.start, service)
         return service
 
@@ -949,9 +847,9 @@ class Sidecar:
         self.keep_off(())
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        loop = self._loop
-        if loop is None or self._report is not None or self.died is not None:
-            raise Closed("not started" if loop is None else "it was stopped")
+        loop = self._loop.running
+        if self._report is not None:
+            raise Closed("it was stopped")
         return loop
 
     def __repr__(self) -> str:
@@ -966,20 +864,6 @@ def _always() -> bool:
 
 def _name_of(function: Callable[..., object]) -> str:
     return getattr(function, "__qualname__", repr(function)).replace("<locals>.", "")
-
-
-def _log_callback_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    _log.error("the sidecar's loop: %s", context.get("message"), exc_info=context.get("exception"))
-
-
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    """End what still runs on a loop that has stopped, as `asyncio.run` does."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=_GRACE_S))
-    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def _stop_at_exit(sidecar: Sidecar) -> None:
