@@ -1,29 +1,4 @@
-//! The native worker that makes rolls free of system calls.
-//!
-//! Each writer and reader has an [`Endpoint`]: a slot with the next segment, mapped and prefaulted,
-//! and slots for the mappings it has left behind. A [`Provisioner`] is one thread that fills the
-//! one and empties the others. The hot side only exchanges pointers; where the worker is late it
-//! does the work itself, or waits for it if it has begun, and counts that.
-//!
-//! # When both do the same work
-//!
-//! A writer that is faster than its worker would build each segment beside it, and both would take
-//! twice as long. So one of them marks that it builds, and the other waits (an inline roll) or
-//! comes back later (a worker).
-//!
-//! Workers and readers' rolls may still prepare the same segment. Whoever renames first has made
-//! the file, the other opens it, and both mappings are good. What the worker then leaves in the
-//! slot is not wanted any more; it takes it back itself, because it would keep the wanted segment
-//! out and so make the next roll late as well. Everything else goes through slots (P5 in
-//! [`crate::protocol`]).
-//!
-//! # Hot threads
-//!
-//! An endpoint of a hot thread never makes its owner do the work: at a roll the owner waits, by
-//! looking, until the worker has the segment (it says so, and the worker comes at its next turn),
-//! and helps itself only if the worker fails or goes. What the owner retires is *kept* mapped:
-//! unmapping in the same process interrupts the owner's core (TLB shootdown). And the owner leaves
-//! the system call that wakes sleeping readers to the worker (P9 to P11).
+//! Where a hot writer or reader and the worker meet: slots, words, and what each side may do.
 //!
 //! # Orderings
 //! - B1: `building` Release store in the drop of [`Building`] -> Acquire exchange in
@@ -34,32 +9,16 @@
 
 use crate::error::Result;
 use crate::os::futex;
-use crate::os::process;
 use crate::protocol::{Doorbell, Slot, Strong, WakeRequest};
 use crate::queue::dir::QueueDir;
-use crate::queue::reader::Reader;
-use crate::queue::retention::{self, RetentionPolicy};
+use crate::queue::seek;
 use crate::queue::segment::Segment;
-use crate::queue::writer::Writer;
-use crate::queue::{durable, seek};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, prefetch_write};
 use std::sync::Mutex;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Mappings that may wait for the worker.
 const RETIRED_SLOTS: usize = 4;
-/// How long the worker sleeps when there is nothing to do.
-const IDLE: Duration = Duration::from_micros(250);
-/// How long it lets an endpoint alone whose segment could not be prepared.
-const BACKOFF: Duration = Duration::from_millis(50);
-/// The same for a reader whose next segment does not exist yet: this for each client of the worker,
-/// between the two limits. So a few readers are served at once, and many do not keep the worker
-/// busy with looking.
-const MISSING_PER_CLIENT: Duration = Duration::from_micros(100);
-const MISSING_MIN: Duration = IDLE;
-const MISSING_MAX: Duration = Duration::from_millis(20);
-
 /// How long an inline roll sleeps between looks at a worker that is building its segment.
 const LATE_NAP: Duration = Duration::from_micros(50);
 
@@ -196,7 +155,7 @@ impl Endpoint {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
-    fn is_waited_for(&self) -> bool {
+    pub(super) fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::Acquire) != 0 // B2
     }
 
@@ -245,7 +204,7 @@ impl Endpoint {
     }
 
     /// Makes the wake-up that was asked for, if one was. P9.
-    fn wake_sleepers(&self) -> bool {
+    pub(super) fn wake_sleepers(&self) -> bool {
         let wanted = self.wake.take::<Strong>();
         if wanted {
             futex::wake_all(&self.queue.control().doorbell.ring);
@@ -313,9 +272,27 @@ impl Endpoint {
         self.wanted.store(index, Ordering::Release);
     }
 
+    /// A worker serves this endpoint from now on.
+    pub(super) fn attach(&self) {
+        // Relaxed: a hint for the hot side; what passes through the slots is ordered by them.
+        self.attached.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It no longer does. Makes the wake-up that was left to it last. P11.
+    pub(super) fn detach(&self) {
+        if self.wake.leave::<Strong>(&self.attached) {
+            futex::wake_all(&self.queue.control().doorbell.ring);
+        }
+        self.empty_retired();
+    }
+
     /// The owner is gone.
     pub fn close(&self) {
         self.closed.store(1, Ordering::Release);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) != 0
     }
 
     /// Whether the next segment lies ready.
@@ -335,20 +312,20 @@ impl Endpoint {
         self.errors.load(Ordering::Relaxed)
     }
 
-    fn note_error(&self) {
+    pub(super) fn note_error(&self) {
         // Relaxed: a counter for people.
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A segment could not be prepared: an owner that waits for it helps itself.
-    fn note_failure(&self) {
+    pub(super) fn note_failure(&self) {
         self.note_error();
         // Relaxed: as in `must_wait`.
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The worker's part: empty the retired slots, fill the ready one.
-    fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
+    pub(super) fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
         // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
         // is read through the number.
@@ -445,275 +422,20 @@ impl Drop for Building {
 
 /// What came out of serving an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Served {
+pub(super) enum Served {
     Nothing,
     Worked,
     /// The wanted segment does not exist yet.
     Missing,
 }
 
-/// What the worker does besides, for the queue of one writer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Chores {
-    /// Make the queue durable this often.
-    pub flush_interval: Option<Duration>,
-    /// Apply this policy after rolls and at least every second.
-    pub retention: Option<RetentionPolicy>,
-}
-
-/// An endpoint as the worker sees it. Dropping it detaches the endpoint.
-struct Client {
-    endpoint: Arc<Endpoint>,
-    /// The index that was last put into the slot.
-    done: u64,
-    /// What the reader stood in when it was attached: nobody has prefaulted that.
-    unfaulted: Option<Arc<Segment>>,
-    not_before: Instant,
-    chores: Chores,
-    flush_due: Instant,
-    retention_due: Instant,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// Attached since the worker last looked. The worker keeps its clients to itself, so that
-    /// attaching never waits for its work.
-    new_clients: Mutex<Vec<Client>>,
-    stop: AtomicU32,
-}
-
-/// One worker thread for any number of writers and readers. Dropping it stops the thread; its
-/// clients then roll inline.
-pub struct Provisioner {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-    fork_generation: u64,
-}
-
-impl Provisioner {
-    pub fn new() -> std::io::Result<Self> {
-        process::watch_forks();
-        let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
-        // Signals are for the threads that wait for them; here they would only interrupt system
-        // calls.
-        let _blocked = process::block_signals();
-        let thread =
-            std::thread::Builder::new().name("chr-provision".into()).spawn(move || theirs.run())?;
-        Ok(Self { shared, thread: Some(thread), fork_generation: process::fork_generation() })
-    }
-
-    pub fn attach_writer(&self, writer: &Writer, chores: Chores) {
-        self.attach(Arc::clone(writer.endpoint()), None, chores);
-    }
-
-    pub fn attach_reader(&self, reader: &Reader) {
-        let segment = Some(Arc::clone(reader.segment()));
-        self.attach(Arc::clone(reader.endpoint()), segment, Chores::default());
-    }
-
-    fn attach(&self, endpoint: Arc<Endpoint>, unfaulted: Option<Arc<Segment>>, chores: Chores) {
-        if self.is_inherited() {
-            // There is no worker here: this client rolls inline.
-            return;
-        }
-        // Relaxed: a hint for the hot side; what passes through the slots is ordered by them.
-        endpoint.attached.fetch_add(1, Ordering::Relaxed);
-        let now = Instant::now();
-        let client = Client {
-            endpoint,
-            done: u64::MAX,
-            unfaulted,
-            not_before: now,
-            chores,
-            flush_due: now + chores.flush_interval.unwrap_or_default(),
-            retention_due: now,
-        };
-        self.shared.lock().push(client);
-        if let Some(thread) = &self.thread {
-            thread.thread().unpark();
-        }
-    }
-
-    /// Whether this process was forked from the one that has the thread.
-    fn is_inherited(&self) -> bool {
-        self.fork_generation != process::fork_generation()
-    }
-
-    /// Stops the thread and waits for it. What is still to be flushed at an interval is flushed
-    /// first.
-    pub fn stop(&mut self) {
-        if self.is_inherited() {
-            // A forked child has neither the thread, which it would wait for in vain, nor a list
-            // that is surely unlocked.
-            std::mem::forget(self.thread.take());
-            return;
-        }
-        self.shared.stop.store(1, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // A panic of the worker has been printed by the panic hook; there is nothing to add.
-            drop(thread.join());
-        }
-        // Attached too late for the thread to see.
-        for mut client in self.shared.lock().drain(..) {
-            client.flush_last();
-        }
-    }
-}
-
-impl Drop for Provisioner {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Client>> {
-        // A poisoned list is still a list: nothing that is done under the lock leaves it half done.
-        self.new_clients.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn run(&self) {
-        let mut clients = Vec::new();
-        while self.stop.load(Ordering::Acquire) == 0 {
-            clients.append(&mut *self.lock());
-            clients.retain_mut(|client| !client.is_finished());
-            let now = Instant::now();
-            let mut worked = false;
-            let missing_pause = MISSING_PER_CLIENT.saturating_mul(clients.len() as u32);
-            let missing_pause = missing_pause.clamp(MISSING_MIN, MISSING_MAX);
-            for i in 0..clients.len() {
-                // A segment may take long to build: sleepers do not wait for it.
-                worked |= wake_all_sleepers(&clients);
-                worked |= clients[i].serve(now, missing_pause);
-            }
-            // A chore may wait for the device: one at a time, the one that is most overdue, and all
-            // segments are served in between.
-            let due = clients.iter_mut().filter(|c| c.due().is_some_and(|due| due <= now));
-            if let Some(client) = due.min_by_key(|c| c.due()) {
-                client.do_chores(now);
-                worked = true;
-            }
-            if !worked {
-                std::thread::park_timeout(IDLE);
-            }
-        }
-        clients.iter_mut().for_each(Client::flush_last);
-    }
-}
-
-fn wake_all_sleepers(clients: &[Client]) -> bool {
-    clients.iter().fold(false, |worked, client| worked | client.endpoint.wake_sleepers())
-}
-
-impl Client {
-    /// Whether the owner is gone, and all is done for it.
-    fn is_finished(&mut self) -> bool {
-        let closed = self.endpoint.closed.load(Ordering::Acquire) != 0;
-        if closed {
-            self.flush_last();
-        }
-        closed
-    }
-
-    fn serve(&mut self, now: Instant, missing_pause: Duration) -> bool {
-        if now < self.not_before && !self.endpoint.is_waited_for() {
-            return false;
-        }
-        let served = self.endpoint.serve(&mut self.done);
-        if let Some(segment) = self.unfaulted.take() {
-            // Where this fails, the reader does without, at a fault for each few pages.
-            if segment.map().populate().is_err() {
-                self.endpoint.note_error();
-            }
-        }
-        match served {
-            Ok(Served::Nothing) => false,
-            Ok(Served::Worked) => {
-                if self.chores.retention.is_some() {
-                    self.retention_due = now;
-                }
-                true
-            }
-            Ok(Served::Missing) => {
-                self.not_before = now + missing_pause;
-                false
-            }
-            Err(_) => {
-                // The hot side meets the same error when it helps itself, and reports it there.
-                self.endpoint.note_failure();
-                self.not_before = now + BACKOFF;
-                false
-            }
-        }
-    }
-
-    /// When the next chore is due, if there are any.
-    fn due(&self) -> Option<Instant> {
-        let flush = self.chores.flush_interval.map(|_| self.flush_due);
-        let retention = self.chores.retention.map(|_| self.retention_due);
-        flush.into_iter().chain(retention).min()
-    }
-
-    /// Does what is due. What fails is tried again later, and does not keep the segments from being
-    /// served.
-    fn do_chores(&mut self, now: Instant) {
-        if let Some(policy) = &self.chores.retention
-            && now >= self.retention_due
-        {
-            self.retention_due = now + Duration::from_secs(1);
-            if retention::apply(&self.endpoint.queue, policy).is_err() {
-                self.endpoint.note_error();
-            }
-        }
-        if let Some(interval) = self.chores.flush_interval
-            && now >= self.flush_due
-        {
-            let flushed = flush(&self.endpoint.queue);
-            let pause = if flushed.is_ok() { interval } else { interval.max(BACKOFF) };
-            if flushed.is_err() {
-                self.endpoint.note_error();
-            }
-            self.flush_due = Instant::now() + pause;
-        }
-    }
-
-    /// Nobody will flush after this: the last interval ends now.
-    fn flush_last(&mut self) {
-        if self.chores.flush_interval.is_some() && flush(&self.endpoint.queue).is_err() {
-            self.endpoint.note_error();
-        }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // P11.
-        if self.endpoint.wake.leave::<Strong>(&self.endpoint.attached) {
-            futex::wake_all(&self.endpoint.queue.control().doorbell.ring);
-        }
-        self.endpoint.empty_retired();
-    }
-}
-
-fn flush(queue: &QueueDir) -> Result<()> {
-    let place = seek::tail(queue)?;
-    durable::flush_to(queue, place.position(), place.sequence)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::options::{Options, Start};
-
-    fn with_queue(name: &str, test: impl FnOnce(&mut Writer, &std::path::Path)) {
-        let name = format!("chronicle-provision-{}-{name}", process::pid());
-        let path = std::env::temp_dir().join(name);
-        let options = Options { segment_bytes: 1 << 16, segments_max: 64, ..Options::default() };
-        test(&mut Writer::open(&path, &options).unwrap(), &path);
-        std::fs::remove_dir_all(&path).unwrap();
-    }
+    use crate::queue::options::Start;
+    use crate::queue::provision::tests::with_queue;
+    use crate::queue::reader::Reader;
+    use crate::queue::writer::Writer;
 
     #[test]
     fn a_segment_that_came_too_late_does_not_make_the_next_one_late() {
@@ -748,46 +470,6 @@ mod tests {
             let reader = Reader::open(path, None, Start::Resume).unwrap();
             let mut done = u64::MAX;
             assert!(reader.endpoint().serve(&mut done).unwrap() == Served::Missing);
-        });
-    }
-
-    #[test]
-    fn endpoints_are_detached_when_the_worker_stops_and_served_by_the_next() {
-        with_queue("stop", |writer, _| {
-            for round in 1..=3 {
-                let provisioner = Provisioner::new().unwrap();
-                provisioner.attach_writer(writer, Chores::default());
-                assert!(writer.endpoint().is_attached());
-                while !writer.is_provisioned() {
-                    std::thread::yield_now();
-                }
-                while writer.queue().tail_segment() < round {
-                    writer.append(1, &[0; 1_000], None).unwrap();
-                }
-                drop(provisioner);
-                assert!(!writer.endpoint().is_attached());
-            }
-            // Relaxed: nobody else counts.
-            assert_eq!(writer.queue().control().rolls_inline.load(Ordering::Relaxed), 0);
-        });
-    }
-
-    #[test]
-    fn what_was_written_in_the_last_interval_is_flushed_when_the_writer_closes() {
-        with_queue("flush", |writer, path| {
-            let provisioner = Provisioner::new().unwrap();
-            let path = path.join("closing");
-            let options = Options { segment_bytes: 1 << 16, ..Options::default() };
-            let mut closing = Writer::open(&path, &options).unwrap();
-            let chores =
-                Chores { flush_interval: Some(Duration::from_secs(3_600)), retention: None };
-            provisioner.attach_writer(&closing, chores);
-            let sequence = closing.append(1, b"x", None).unwrap();
-            let queue = Arc::clone(closing.queue());
-            drop(closing);
-            drop(provisioner);
-            assert_eq!(queue.control().durable_sequence.load(Ordering::Acquire), sequence);
-            assert!(writer.endpoint().errors() == 0);
         });
     }
 
@@ -852,34 +534,6 @@ mod tests {
     }
 
     #[test]
-    fn a_hot_writer_whose_worker_cannot_build_gets_the_error_and_goes_on_with_room() {
-        with_queue("full", |_, path| {
-            let path = path.join("small");
-            let options = Options { segment_bytes: 1 << 16, segments_max: 3, ..Options::default() };
-            let mut writer = Writer::open(&path, &options).unwrap();
-            let provisioner = Provisioner::new().unwrap();
-            provisioner.attach_writer(&writer, Chores::default());
-            writer.set_hot(true);
-            let error = loop {
-                if let Err(error) = writer.append(1, &[0; 1_000], None) {
-                    break error;
-                }
-            };
-            assert!(matches!(error.kind(), crate::ErrorKind::QueueFull { .. }), "{error}");
-            let sequence = writer.next_sequence();
-            let policy = RetentionPolicy { bytes_max: Some(1 << 16), ..RetentionPolicy::default() };
-            retention::apply(writer.queue(), &policy).unwrap();
-            assert_eq!(writer.append(1, b"x", None).unwrap(), sequence);
-            // What it has left behind is kept, until it is hot no more.
-            while writer.endpoint().kept_count() == 0 {
-                std::thread::yield_now();
-            }
-            writer.set_hot(false);
-            assert_eq!(writer.endpoint().kept_count(), 0);
-        });
-    }
-
-    #[test]
     fn a_hot_writer_helps_itself_when_its_worker_gives_no_sign_of_life() {
         with_queue("stuck", |writer, _| {
             let endpoint = Arc::clone(writer.endpoint());
@@ -899,6 +553,7 @@ mod tests {
             assert_eq!(endpoint.take_ready(3).unwrap().index, 3);
         });
     }
+
     /// A hot reader in segment 2 of 5, for whom 3 was ready before it went back and came again.
     fn reader_that_came_back(
         path: &std::path::Path,
