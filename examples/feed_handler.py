@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from chronicle import HotThread, PacketRing, Queue, QueueWriter, Sidecar
+from chronicle import Handler, HotThread, PacketRing, Queue, QueueReader, QueueWriter, Sidecar
 from chronicle.bus import Bus
 from chronicle.feeds.arbitration import LIVE_CLASSES, FeedHandler, state_at
 from chronicle.feeds.recovery import RECOVERED_CLASSES, REQUEST_CLASSES, RecoverySession
@@ -36,6 +38,7 @@ from chronicle.feeds.snapshot import (
 from chronicle.feeds.stream import find_position
 from chronicle.hot import WAITS, CountersFile, choose_wait
 from chronicle.message import MessageBase
+from chronicle.queue import Start
 from chronicle.sidecar import Backoff
 
 MIB = 1 << 20
@@ -67,85 +70,96 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class Process:
+    """What everything in this process is opened with, and closed by."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.sidecar = Sidecar()
+        self.endpoint = Bus(options.bus).open_endpoint(f"streams/{options.venue}")
+        self.sidecar.serve_endpoint(self.endpoint)
+        self.counters = CountersFile.create(self.endpoint.path / "COUNTERS")
+        self.sidecar.publish_counters(self.counters)
+
+    def publisher(self, name: str, schema: Sequence[type[MessageBase]], mib: int) -> QueueWriter:
+        """Open a queue of ours for writing."""
+        writer = Queue.open_publisher(
+            self.endpoint.path / name,
+            schema=schema,
+            segment_bytes=mib * MIB,
+            provisioner=self.sidecar.provisioner,
+        )
+        self.sidecar.close_at_stop(writer.close)
+        return writer
+
+    def subscriber(self, queue: str, name: str, start: Start) -> QueueReader:
+        """Open a queue of ours for reading."""
+        reader = Queue.open_subscriber(self.endpoint.path / queue, name, start=start)
+        self.sidecar.close_at_stop(reader.close)
+        return reader
+
+    def thread(self, handler: Handler, name: str, core: int | None, **given: Any) -> HotThread:
+        """Make a hot thread with these readers, packets and outputs."""
+        return HotThread(
+            handler,
+            name=name,
+            core=core,
+            wait=choose_wait(self.options.wait),
+            guard="enforce",
+            counters_file=self.counters,
+            provisioner=self.sidecar.provisioner,
+            **given,
+        )
+
+
+def books_thread(process: Process, snapshot: QueueWriter) -> HotThread:
+    """Make the thread that keeps the books.
+
+    It begins with the last whole round of snapshots and what came live since, or from the start.
+    """
+    cycle = find_cycle(process.endpoint.path / "snapshot")
+    live_start: Start = "earliest" if cycle is None else cycle.live_seq + 1
+    readers = [process.subscriber("live", "snapshot", live_start)]
+    if cycle is not None:
+        readers.append(process.subscriber("snapshot", "snapshot", cycle.snapshot_seq))
+    handler = SnapshotPublisher(**state_at_cycle(cycle))
+    core = process.options.snapshot_core
+    outputs = {"snapshot": snapshot}
+    return process.thread(handler, "snapshot", core, readers=readers, outputs=outputs)
+
+
 def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     options = arguments()
     logging.basicConfig(level=logging.INFO, format="feed handler: %(message)s")
-    sidecar = Sidecar()
-    endpoint = Bus(options.bus).open_endpoint(f"streams/{options.venue}")
-    sidecar.serve_endpoint(endpoint)
-    counters = CountersFile.create(endpoint.path / "COUNTERS")
-    sidecar.publish_counters(counters)
-
-    def publisher(name: str, schema: tuple[type[MessageBase], ...], mib: int) -> QueueWriter:
-        writer = Queue.open_publisher(
-            endpoint.path / name,
-            schema=schema,
-            segment_bytes=mib * MIB,
-            provisioner=sidecar.provisioner,
-        )
-        sidecar.close_at_stop(writer.close)
-        return writer
-
-    live = publisher("live", LIVE_CLASSES, options.live_mib)
-    snapshot = publisher("snapshot", SNAPSHOT_CLASSES, 4)
-    requests = publisher("requests", REQUEST_CLASSES, 1)
-    recovered = publisher("recovered", RECOVERED_CLASSES, 4)
+    process = Process(options)
+    sidecar, endpoint = process.sidecar, process.endpoint
+    live = process.publisher("live", LIVE_CLASSES, options.live_mib)
+    snapshot = process.publisher("snapshot", SNAPSHOT_CLASSES, 4)
+    requests = process.publisher("requests", REQUEST_CLASSES, 1)
+    recovered = process.publisher("recovered", RECOVERED_CLASSES, 4)
     for name in ("snapshot", "requests", "recovered"):
         sidecar.retain(endpoint.path / name, bytes_max=32 * MIB)
 
     # What earlier lives have asked for and got is nobody's business any more. Whoever reads must be
     # there before the first question.
-    asked = Queue.open_subscriber(endpoint.path / "requests", "recovery", start="latest")
-    sidecar.close_at_stop(asked.close)
-    session = RecoverySession(asked, recovered)
-    answers = Queue.open_subscriber(endpoint.path / "recovered", "feed", start="latest")
-    sidecar.close_at_stop(answers.close)
+    session = RecoverySession(process.subscriber("requests", "recovery", "latest"), recovered)
+    answers = process.subscriber("recovered", "feed", "latest")
 
     # The end of the live queue says where the feed goes on.
     position = find_position(endpoint.path / "live")
     logging.info("begins at %s", position or "the beginning of what recovery has")
     lines = PacketRing(options.interface, options.lines, checksums=not options.no_checksums)
     sidecar.close_at_stop(lines.close)
-    feed = HotThread(
+    feed = process.thread(
         FeedHandler(**state_at(position)),
+        "feed",
+        options.core,
         readers=[answers],
         packets=[lines],
         outputs={"live": live, "requests": requests},
-        name="feed",
-        core=options.core,
-        wait=choose_wait(options.wait),
-        guard="enforce",
-        counters_file=counters,
-        provisioner=sidecar.provisioner,
     )
-
-    # The books: from the last whole round of snapshots and what came live since, or from the start.
-    cycle = find_cycle(endpoint.path / "snapshot")
-    readers = [
-        Queue.open_subscriber(
-            endpoint.path / "live",
-            "snapshot",
-            start="earliest" if cycle is None else cycle.live_seq + 1,
-        )
-    ]
-    if cycle is not None:
-        readers.append(
-            Queue.open_subscriber(endpoint.path / "snapshot", "snapshot", start=cycle.snapshot_seq)
-        )
-    for reader in readers:
-        sidecar.close_at_stop(reader.close)
-    books = HotThread(
-        SnapshotPublisher(**state_at_cycle(cycle)),
-        readers=readers,
-        outputs={"snapshot": snapshot},
-        name="snapshot",
-        core=options.snapshot_core,
-        wait=choose_wait(options.wait),
-        guard="enforce",
-        counters_file=counters,
-        provisioner=sidecar.provisioner,
-    )
+    books = books_thread(process, snapshot)
 
     for thread in (feed, books):
         # Without it nothing is left to do. Whoever supervises us starts us.
