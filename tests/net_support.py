@@ -55,7 +55,7 @@ class Link:
         The other end, in its own namespace.
     """
 
-    def __init__(self, *, mtu: int = 1500) -> None:
+    def __init__(self, *, mtu: int = 1500, queues: int = 1, peer_queues: int = 1) -> None:
         mark = secrets.token_hex(3)
         self.interface = f"chr{mark}a"
         self.peer_interface = f"chr{mark}b"
@@ -64,6 +64,7 @@ class Link:
             socket.inet_ntoa((network + end).to_bytes(4, "big")) for end in (1, 2)
         )
         self.mtu = mtu
+        self.queues, self.peer_queues = queues, peer_queues
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -79,16 +80,21 @@ class Link:
     def make(self) -> None:
         """Make the pair: both ends with their addresses, up, multicast through them."""
         with IPRoute() as route:
-            route.link(
-                "add",
-                ifname=self.interface,
-                kind="veth",
-                peer={"ifname": self.peer_interface, "net_ns_pid": self._process.pid},
+            ours, theirs = (
+                {"num_rx_queues": count, "num_tx_queues": count}
+                for count in (self.queues, self.peer_queues)
             )
+            peer = {"ifname": self.peer_interface, "net_ns_pid": self._process.pid, **theirs}
+            route.link("add", ifname=self.interface, kind="veth", peer=peer, **ours)
+        self._ask("make", self.peer_interface, self.peer_address, self.mtu)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Give our end its address, bring it up, and wait for the carrier."""
+        with IPRoute() as route:
             index = route.link_lookup(ifname=self.interface)[0]
             route.addr("add", index=index, address=self.address, prefixlen=30)
             route.link("set", index=index, state="up", mtu=self.mtu)
-        self._ask("make", self.peer_interface, self.peer_address, self.mtu)
         # The kernel finds out about a carrier in its own time.
         state = Path(f"/sys/class/net/{self.interface}/operstate")
         end_s = time.monotonic() + PATIENCE_S
@@ -102,6 +108,12 @@ class Link:
         with IPRoute() as route:
             for index in route.link_lookup(ifname=self.interface):
                 route.link("del", index=index)
+
+    def go_round(self) -> None:
+        """Move our end into the other namespace and back again, and bring it up."""
+        self.set(net_ns_pid=self._process.pid)
+        self._ask("give_back", self.interface, os.getpid())
+        self._set_up()
 
     def set(self, **attributes: Any) -> None:
         """Change our end: ``state="down"``, ``mtu=9000``."""
@@ -166,9 +178,9 @@ class Link:
 
 
 @contextlib.contextmanager
-def veth(*, mtu: int = 1500) -> Iterator[Link]:
+def veth(*, mtu: int = 1500, queues: int = 1, peer_queues: int = 1) -> Iterator[Link]:
     """Make a network of this namespace and another one; remove it at the end."""
-    link = Link(mtu=mtu)
+    link = Link(mtu=mtu, queues=queues, peer_queues=peer_queues)
     try:
         link.make()
         yield link
@@ -212,6 +224,10 @@ class _Peer:
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         raw.bind((interface, 0))
         self._sockets = [udp, raw]
+
+    def give_back(self, interface: str, pid: int) -> None:
+        with IPRoute() as route:
+            route.link("set", index=route.link_lookup(ifname=interface)[0], net_ns_pid=pid)
 
     def send(self, datagrams: list[tuple[str, int, bytes]], every_s: float) -> None:
         due_s = time.monotonic()

@@ -42,7 +42,8 @@ class PacketStatistics(NamedTuple):
     malformed
         For us, but with lengths that contradict each other.
     fragments
-        Parts of datagrams; they are not put together.
+        Parts of datagrams; they are not put together. With XDP the first part of each only: the
+        others do not say whose they are.
     truncated
         Longer than a frame of the ring: raise ``frame_bytes``.
     bad_checksums
@@ -52,8 +53,10 @@ class PacketStatistics(NamedTuple):
     rebinds
         Times that the ring was bound anew, since its interface had gone and come back.
     state
-        Of the interface at the last look: ``"up"``, ``"down"`` (or without a carrier) or
-        ``"absent"``; ``"closed"`` once the ring is.
+        Of the interface at the last look: ``"up"``, ``"down"`` (or without a carrier),
+        ``"absent"``, or with XDP ``"partial"``: up, but now with more receive queues than the one
+        that an XDP socket has, so that what comes over the others is not seen. ``"closed"`` once
+        the ring is.
 
     Examples
     --------
@@ -98,9 +101,11 @@ class PacketRing(_core.PacketRing):
         Pairs of an address and a port. The groups are joined on the interface. At most 256.
     backend
         ``"packet"`` is a packet socket with a ring (AF_PACKET, TPACKET_V2): a copy of what the
-        stack of this host sees. ``"xdp"`` is an XDP socket on the one receive queue: ours never get
-        to the stack, nor to other rings of the interface; `frame_bytes` is 2048 or 4096, and a
-        frame longer than that less 256 counts under `drops`. ``"auto"`` takes XDP where the driver
+        stack of this host sees. ``"xdp"`` is an XDP socket on the one receive queue (an interface
+        with several is refused): ours never get to the stack, nor to other rings of the interface;
+        `frame_bytes` is 2048 or 4096, and a frame longer than that less 256 counts under `drops`;
+        of a datagram in fragments the first one is counted and taken, and the stack has the others.
+        ``"auto"`` takes XDP where the driver
         of a device offers it and there is one receive queue, else the packet ring; `backend` and
         `reason` say what was chosen, and why, and so does the log.
     frames
@@ -184,7 +189,7 @@ class PacketRing(_core.PacketRing):
         Returns
         -------
         str
-            ``"up"``, ``"down"`` or ``"absent"``.
+            ``"up"``, ``"down"``, ``"absent"``, or with XDP ``"partial"``: see `PacketStatistics`.
 
         Raises
         ------
@@ -212,9 +217,30 @@ class PacketRing(_core.PacketRing):
         return f"<PacketRing {self.name!r} {self.interface} {len(self.lines)} lines {self.backend}>"
 
 
+class _Facts(NamedTuple):
+    """What is known of an interface before anything is tried.
+
+    Attributes
+    ----------
+    device
+        Where on a bus the device behind it is; ``None`` if there is none, as with veth.
+    receive_queues
+        How many it has.
+    """
+
+    device: str | None
+    receive_queues: int
+
+
 def _choose(opened: Callable[[str], Any], interface: str, frame_bytes: int) -> tuple[Any, str, str]:
     """Open a ring by the best of what there is; return it, what it is, and why."""
-    against = _against_xdp(interface, frame_bytes)
+    try:
+        found = _core.interface_facts(interface)
+    except OSError as error:
+        against: str | None = f"nothing can be learnt about the interface: {error}"
+    else:
+        # One that does not exist is for the core to refuse.
+        against = _against_xdp(_Facts(*found or (None, 0)), frame_bytes)
     if against is None:
         try:
             ring = opened("xdp-native")
@@ -225,19 +251,15 @@ def _choose(opened: Callable[[str], Any], interface: str, frame_bytes: int) -> t
     return opened("packet"), "packet", against
 
 
-def _against_xdp(interface: str, frame_bytes: int) -> str | None:
+def _against_xdp(facts: _Facts, frame_bytes: int) -> str | None:
     """Return why an XDP socket would not do, as far as that can be told without trying."""
-    from pathlib import Path
-
-    # One that does not exist is for the core to refuse, and a name is no path.
-    about = Path("/sys/class/net") / interface.replace("/", "_")
-    if not (about / "device").exists():
+    if facts.device is None:
         return (
             "there is no device behind the interface: its packets come from hosts like this one, "
             "with checksums that nobody has filled in, which XDP cannot tell from bad ones"
         )
-    if (queues := len(list((about / "queues").glob("rx-*")))) != 1:
-        return f"there are {queues} receive queues, and an XDP socket has one"
+    if facts.receive_queues != 1:
+        return f"there are {facts.receive_queues} receive queues, and an XDP socket has one"
     if frame_bytes not in _XDP_FRAME_BYTES:
         return f"frame_bytes={frame_bytes}, and the frames of an XDP socket have 2048 or 4096"
     return None

@@ -20,6 +20,7 @@ from chronicle import PacketRing, PacketStatistics
 
 from tests.net_support import ROOT, Link, missing, veth
 from tests.packet_frames import SERVICE_VLAN, VLAN, ethernet, frame, ip, udp
+from tests.packet_support import SOURCE, A, B, counted, drain, drained
 from tests.sidecar_support import eventually
 
 MISSING = missing()
@@ -28,10 +29,6 @@ pytestmark = [
     pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
 ]
 
-A = ("239.215.21.4", 10378)
-B = ("239.215.21.132", 10378)
-SOURCE = "198.19.255.1"
-END = b"this was the last one"
 NOTHING = PacketStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0, "up")
 
 
@@ -45,35 +42,6 @@ def link() -> Iterator[Link]:
 def backend(request: pytest.FixtureRequest) -> Any:
     """Each way in which a ring may get its packets."""
     return request.param
-
-
-def drain(link: Link, ring: PacketRing) -> list[tuple[int, bytes]]:
-    """Everything that has come, as line and payload.
-
-    Over XDP packets come a moment after they were sent: so a last one is sent, and waited for.
-    """
-    address, port = ring.lines[0]
-    link.send([(address, port, END)])
-    found: list[tuple[int, bytes]] = []
-
-    def is_over() -> bool:
-        while (datagram := ring.next()) is not None:
-            if datagram.payload == END:
-                return True
-            found.append((datagram.line, datagram.payload))
-        return False
-
-    eventually(is_over, "the last datagram")
-    assert ring.next() is None
-    return found
-
-
-def counted(ring: PacketRing) -> dict[str, int]:
-    """The counts that are not zero, without datagrams and bytes."""
-    counts = ring.statistics()._asdict()
-    for name in ("datagrams", "bytes", "state"):
-        del counts[name]
-    return {name: count for name, count in counts.items() if count}
 
 
 # --- What comes out ---
@@ -198,14 +166,15 @@ def test_fragments_are_counted_and_dropped(link: Link, backend: Any):
     with PacketRing(link.interface, [A], backend=backend) as ring:
         link.send_frames([*map(ethernet, parts), frame(A, b"whole")])
         assert drain(link, ring) == [(0, b"whole")]
-        assert counted(ring) == {"fragments": 2}
+        # Only the first part says whose it is; over XDP the others are left to the stack.
+        assert counted(ring) == {"fragments": 1 if backend == "xdp" else 2}
 
 
 def test_the_kernels_own_fragments_are_counted_too(link: Link, backend: Any):
     with PacketRing(link.interface, [A], backend=backend) as ring:
         link.send([(*A, bytes(4000))])
         assert drain(link, ring) == []
-        assert counted(ring) == {"fragments": 3}
+        assert counted(ring) == {"fragments": 1 if backend == "xdp" else 3}
 
 
 def test_a_frame_that_does_not_fit_is_counted_and_never_given_in_part():
@@ -267,7 +236,8 @@ def test_lengths_that_contradict_each_other_are_counted(link: Link, backend: Any
     with PacketRing(link.interface, [A], backend=backend) as ring:
         link.send_frames(frames)
         assert drain(link, ring) == []
-        assert counted(ring) == {"malformed": 5}
+        # The last one has no port, so over XDP it is left to the stack.
+        assert counted(ring) == {"malformed": 4 if backend == "xdp" else 5}
 
 
 def test_what_is_not_udp_over_ipv4_never_comes_in(link: Link, backend: Any):
@@ -296,14 +266,6 @@ def test_a_full_ring_drops_and_every_drop_is_counted(link: Link, backend: Any):
         link.send([(*A, b"room again")])
         assert drain(link, ring) == [(0, b"room again")]
         assert counted(ring) == {"drops": 1000 - 64}
-
-
-def drained(ring: PacketRing) -> list[bytes]:
-    """What is there now."""
-    found = []
-    while (datagram := ring.next()) is not None:
-        found.append(datagram.payload)
-    return found
 
 
 def test_over_xdp_a_frame_that_does_not_fit_is_among_the_drops():

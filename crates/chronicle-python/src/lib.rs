@@ -44,7 +44,7 @@ mod _core {
         hot::{HotCore, counters_layout, hot_symbols},
         hot_replay::Replay,
         message::{Message, Run},
-        packets::{Datagram, PacketRing},
+        packets::{Datagram, PacketRing, interface_facts},
         provision::Provisioner,
         reader::{Prefault, QueueReader},
         writer::QueueWriter,

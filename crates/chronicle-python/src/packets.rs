@@ -2,7 +2,10 @@
 
 use crate::errors::{raise, to_py};
 use crate::owned::Owned;
+use chronicle_core::ErrorKind;
 use chronicle_core::hot::abi::Message;
+use chronicle_core::os::link::Questions;
+use chronicle_core::os::process;
 use chronicle_core::packets::control::{self, Backend, Control, Options};
 use chronicle_core::packets::counters::Counters;
 use chronicle_core::packets::lines::Lines;
@@ -96,8 +99,18 @@ impl Datagram {
 pub struct PacketRing {
     pub inner: Owned<Ring>,
     counters: Arc<Counters>,
-    /// Held for short, native steps only. `None` once it was closed.
+    /// Held for short, native steps only, without the interpreter lock: so another thread may have
+    /// had it when a child was forked, where it is never free again. `None` once it was closed.
     control: Mutex<Option<Control>>,
+    fork_generation: u64,
+}
+
+/// What is behind an interface (its device's place on a bus, or `None`) and how many receive queues
+/// it has; `None` if there is no interface of the name. Of the calling thread's network namespace.
+#[pyfunction]
+pub fn interface_facts(py: Python<'_>, name: String) -> PyResult<Option<(Option<String>, u32)>> {
+    let facts = py.detach(|| Questions::open()?.facts(&name))?;
+    Ok(facts.map(|facts| (facts.device, facts.receive_queues)))
 }
 
 fn closed() -> PyErr {
@@ -149,6 +162,7 @@ impl PacketRing {
             counters: Arc::clone(ring.counters()),
             inner: Owned::new("packet ring", ring),
             control: Mutex::new(Some(control)),
+            fork_generation: process::fork_generation(),
         })
     }
 
@@ -192,7 +206,7 @@ impl PacketRing {
             Ok(control.state().as_str())
         }) {
             Ok(state) => state,
-            Err(_) if self.is_closed() => "closed",
+            Err(_) if !self.is_inherited() && self.is_closed() => "closed",
             Err(error) => return Err(error),
         };
         let out = PyDict::new(py);
@@ -206,9 +220,14 @@ impl PacketRing {
     /// Closes sockets and ring, unless another owner has the ring. Twice is fine.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)?;
-        if self.inner.owner(py)?.is_none() {
-            let control = self.lock().take();
-            py.detach(|| drop(control));
+        // A forked child has nothing to close.
+        if self.inner.owner(py)?.is_none() && !self.is_inherited() {
+            py.detach(|| {
+                if let Some(mut control) = self.lock().take() {
+                    // The last ones, as far as they can be had.
+                    let _ = control.count_drops();
+                }
+            });
         }
         Ok(())
     }
@@ -221,6 +240,11 @@ impl PacketRing {
 }
 
 impl PacketRing {
+    fn is_inherited(&self) -> bool {
+        self.fork_generation != process::fork_generation()
+    }
+
+    /// Not in a forked child.
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Control>> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,6 +258,9 @@ impl PacketRing {
         py: Python<'_>,
         f: impl FnOnce(&mut Control) -> chronicle_core::Result<R> + Send,
     ) -> PyResult<R> {
+        if self.is_inherited() {
+            return Err(to_py(ErrorKind::Forked.into()));
+        }
         py.detach(|| self.lock().as_mut().map(f)).ok_or_else(closed)?.map_err(to_py)
     }
 }

@@ -20,6 +20,18 @@ pub fn monotonic_ns() -> u64 {
     gettime(libc::CLOCK_MONOTONIC)
 }
 
+/// From the monotonic clock to that of the day. Of some tries the one counts that took the least
+/// time: a thread that was interrupted between two clocks would be off by as much.
+pub fn wall_offset_ns() -> u64 {
+    let compared = || {
+        let before = monotonic_ns();
+        let wall = wall_ns();
+        let took = monotonic_ns() - before;
+        (took, wall.wrapping_sub(before + took / 2))
+    };
+    (0..8).map(|_| compared()).min().map_or(0, |(_, offset)| offset)
+}
+
 #[inline]
 fn gettime(id: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

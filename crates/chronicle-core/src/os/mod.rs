@@ -6,6 +6,7 @@ pub mod clock;
 pub mod ebpf;
 pub mod fs;
 pub mod futex;
+pub mod link;
 pub mod map;
 pub mod packet;
 pub mod process;

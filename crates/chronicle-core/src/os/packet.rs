@@ -48,7 +48,9 @@ pub fn advice(error: &io::Error) -> &'static str {
         }
         Some(libc::EOPNOTSUPP | libc::ERANGE) => "the driver does not offer that; use 'packet'",
         Some(libc::ENOBUFS) => {
-            "the kernel allows too few groups per socket; raise net.ipv4.igmp_max_memberships"
+            "too many groups for one socket: raise net.ipv4.igmp_max_memberships; or too much \
+             memory for an XDP socket without CAP_IPC_LOCK: use fewer or smaller frames, or raise \
+             RLIMIT_MEMLOCK (systemd: LimitMEMLOCK=infinity, shell: ulimit -l)"
         }
         Some(libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL) => {
             "see that the interface exists in this network namespace (`ip link`)"
@@ -58,6 +60,34 @@ pub fn advice(error: &io::Error) -> &'static str {
         _ => "see packet(7) for what the kernel means by that",
     }
 }
+
+/// A request about the interface of the name; `None` if no interface can have it.
+pub(super) fn named_request(name: &str) -> Option<libc::ifreq> {
+    // SAFETY: plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() || name.contains('\0') {
+        return None;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Some(request)
+}
+
+/// What the kernel may fill in.
+///
+/// # Safety
+/// Whatever bytes it has, zeros included, it is a value: integers without padding between them.
+pub(super) unsafe trait Plain {}
+
+// SAFETY: an integer.
+unsafe impl Plain for libc::c_int {}
+// SAFETY: two integers.
+unsafe impl Plain for libc::tpacket_stats {}
+// SAFETY: integers of 64 bits.
+unsafe impl Plain for libc::xdp_statistics {}
+// SAFETY: integers of 64 bits.
+unsafe impl Plain for libc::xdp_mmap_offsets {}
 
 /// A socket of one process: a forked child closes its copy as it starts.
 pub(super) struct Socket {
@@ -81,13 +111,14 @@ impl Socket {
         check(rc).map(drop)
     }
 
-    /// An option that is plain data, for which zeros are valid.
-    pub fn get<T>(&self, level: libc::c_int, option: libc::c_int) -> io::Result<T> {
-        // SAFETY: as the caller says.
+    /// Asks for an option. What the kernel leaves out, an older one for example, is zero.
+    pub fn get<T: Plain>(&self, level: libc::c_int, option: libc::c_int) -> io::Result<T> {
+        // SAFETY: zeros are a value of it, as its implementation promises.
         let mut value: T = unsafe { std::mem::zeroed() };
         let mut len = size_of::<T>() as libc::socklen_t;
         let to: *mut T = &mut value;
-        // SAFETY: value and length outlive the call, which stores at most so much.
+        // SAFETY: value and length outlive the call, which stores at most so much; whatever it
+        // stores is a value.
         let rc =
             unsafe { libc::getsockopt(self.fd.as_raw_fd(), level, option, to.cast(), &mut len) };
         check(rc).map(|_| value)
@@ -119,14 +150,7 @@ impl Socket {
         name: &str,
         question: libc::Ioctl,
     ) -> io::Result<Option<libc::ifreq>> {
-        // SAFETY: plain data, for which zeros are valid.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        if name.len() >= request.ifr_name.len() || name.contains('\0') {
-            return Ok(None);
-        }
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
+        let Some(mut request) = named_request(name) else { return Ok(None) };
         // SAFETY: such a request is what the question takes; the name is terminated.
         let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), question, &raw mut request) };
         match check(rc) {
@@ -299,6 +323,13 @@ impl Members {
         Ok(Self { sockets, _ports: ports, joined: None })
     }
 
+    /// Leaves all groups where they were joined; nothing counts as joined from now on.
+    pub fn forget(&mut self) {
+        if let Some(before) = self.joined.take() {
+            self.leave(before);
+        }
+    }
+
     /// The interface on which all groups are joined.
     pub fn joined(&self) -> Option<u32> {
         self.joined
@@ -306,9 +337,7 @@ impl Members {
 
     /// Joins all groups on the interface, and leaves them where they were joined before.
     pub fn join(&mut self, index: u32) -> io::Result<()> {
-        if let Some(before) = self.joined.take() {
-            self.leave(before);
-        }
+        self.forget();
         for (socket, groups) in &self.sockets {
             for &group in groups {
                 let request = membership(group, index);

@@ -11,6 +11,7 @@ use crate::os::process::OwnDescriptor;
 use crate::protocol::{Strong, frame_status, give_frame_back};
 use crate::sync::AtomicU32;
 use std::io;
+use std::marker::PhantomData;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -28,19 +29,73 @@ pub struct Descriptor {
     pub options: u32,
 }
 
-/// A ring in memory that the kernel shares, and where in it is what.
-pub struct SharedRing {
-    pub map: Map,
-    pub producer: usize,
-    pub consumer: usize,
-    pub entries: usize,
+/// A ring in memory that the kernel shares: a power of two of entries, a count of what has been put
+/// into it and one of what has been taken from it.
+pub struct SharedRing<T> {
+    map: Map,
+    producer: usize,
+    consumer: usize,
+    entries: usize,
+    /// Entries less one.
+    mask: usize,
+    of: PhantomData<T>,
+}
+
+impl<T> SharedRing<T> {
+    /// Lays a ring over the mapping, where the kernel says that it is.
+    fn new(map: Map, at: &libc::xdp_ring_offset, count: usize) -> io::Result<Self> {
+        let find = |offset: u64, align: usize, len: Option<usize>| {
+            let offset = usize::try_from(offset).ok()?;
+            let end = offset.checked_add(len?)?;
+            (offset.is_multiple_of(align) && end <= map.len()).then_some(offset)
+        };
+        let word = size_of::<AtomicU32>();
+        let places = (
+            find(at.producer, word, Some(word)),
+            find(at.consumer, word, Some(word)),
+            find(at.desc, align_of::<T>(), size_of::<T>().checked_mul(count)),
+        );
+        let (Some(producer), Some(consumer), Some(entries)) = places else {
+            return Err(io::Error::other("the kernel's rings are not where they can be"));
+        };
+        if !count.is_power_of_two() {
+            return Err(io::Error::other("rings have a power of two of entries"));
+        }
+        Ok(Self { map, producer, consumer, entries, mask: count - 1, of: PhantomData })
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: `new` has checked that 32 bits stand there, aligned, inside the mapping, which
+        // lives as long as we do; kernel and we store there as one word.
+        unsafe { AtomicU32::from_ptr(self.map.base().add(offset).cast()) }
+    }
+
+    /// How many entries were put in, modulo 2^32.
+    #[inline(always)]
+    pub fn put(&self) -> &AtomicU32 {
+        self.word(self.producer)
+    }
+
+    /// How many entries were taken out, modulo 2^32.
+    #[inline(always)]
+    pub fn taken(&self) -> &AtomicU32 {
+        self.word(self.consumer)
+    }
+
+    /// Where the entry of that count is. Whose it is, the counts say.
+    #[inline(always)]
+    pub fn entry(&self, count: u32) -> *mut T {
+        // SAFETY: `new` has checked that so many entries are inside the mapping.
+        unsafe { self.map.base().add(self.entries).cast::<T>().add(count as usize & self.mask) }
+    }
 }
 
 /// What the reader of an XDP socket needs; without the socket.
 pub struct XdpMemory {
     pub frames: Map,
-    pub received: SharedRing,
-    pub free: SharedRing,
+    pub received: SharedRing<Descriptor>,
+    pub free: SharedRing<u64>,
     pub frame_count: usize,
     pub frame_bytes: usize,
 }
@@ -105,34 +160,21 @@ fn bind_patiently(socket: &Socket, address: &libc::sockaddr_xdp) -> io::Result<(
     socket.bind(address)
 }
 
-/// One of a ring's two counts.
-pub fn count(ring: &SharedRing, offset: usize) -> &AtomicU32 {
-    // SAFETY: the kernel says that a count of 32 bits stands there, inside the mapping, and stores
-    // there as one word.
-    unsafe { AtomicU32::from_ptr(ring.map.base().add(offset).cast()) }
-}
-
 impl XdpMemory {
     /// Frames that were received and not taken. P12.
     pub fn untaken(&self) -> u64 {
-        let received = &self.received;
-        let put = frame_status::<Strong>(count(received, received.producer));
-        let taken = frame_status::<Strong>(count(received, received.consumer));
-        put.wrapping_sub(taken).into()
+        let put = frame_status::<Strong>(self.received.put());
+        put.wrapping_sub(frame_status::<Strong>(self.received.taken())).into()
     }
 
     /// Gives all frames to the kernel. P13.
     fn give_all(&self) {
         for frame in 0..self.frame_count {
-            // SAFETY: inside the ring, which has as many entries as there are frames, and which the
-            // kernel does not read before the count says so.
-            unsafe {
-                let entries = self.free.map.base().add(self.free.entries).cast::<u64>();
-                entries.add(frame).write((frame * self.frame_bytes) as u64);
-            }
+            // SAFETY: the ring has as many entries as there are frames, and the kernel does not read
+            // this one before the count says so.
+            unsafe { self.free.entry(frame as u32).write((frame * self.frame_bytes) as u64) };
         }
-        let producer = count(&self.free, self.free.producer);
-        give_frame_back::<Strong>(producer, self.frame_count as u32);
+        give_frame_back::<Strong>(self.free.put(), self.frame_count as u32);
     }
 }
 
@@ -140,6 +182,13 @@ impl XdpSocket {
     /// Of the interface that it was opened on.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Whether it still gets what comes in at the interface. Not since that has gone, or was in
+    /// another namespace meanwhile, even if it is back with the same index: the kernel has unbound
+    /// the socket then, and says so once. The caller must remember.
+    pub fn is_bound(&self) -> io::Result<bool> {
+        self.socket.get(libc::SOL_SOCKET, libc::SO_ERROR).map(|error: libc::c_int| error == 0)
     }
 
     /// Frames that found no room since the socket was opened.
@@ -167,20 +216,21 @@ fn memory(socket: &Socket, frame_count: usize, frame_bytes: usize) -> io::Result
     socket.set(libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, &2_i32)?;
     socket.set(libc::SOL_XDP, libc::XDP_RX_RING, &entries)?;
     let offsets: libc::xdp_mmap_offsets = socket.get(libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
-    let ring = |at: &libc::xdp_ring_offset, entry_bytes: usize, page: u64| {
-        let len = at.desc as usize + frame_count * entry_bytes;
-        let mut map = Map::of_descriptor(socket.as_fd(), len, page, true)?;
-        map.keep_from_children()?;
-        io::Result::Ok(SharedRing {
-            map,
-            producer: at.producer as usize,
-            consumer: at.consumer as usize,
-            entries: at.desc as usize,
-        })
-    };
-    let received = ring(&offsets.rx, size_of::<Descriptor>(), libc::XDP_PGOFF_RX_RING as u64)?;
-    let free = ring(&offsets.fr, size_of::<u64>(), libc::XDP_UMEM_PGOFF_FILL_RING)?;
+    let received = ring(socket, &offsets.rx, libc::XDP_PGOFF_RX_RING as u64, frame_count)?;
+    let free = ring(socket, &offsets.fr, libc::XDP_UMEM_PGOFF_FILL_RING, frame_count)?;
     Ok(XdpMemory { frames, received, free, frame_count, frame_bytes })
+}
+
+fn ring<T>(
+    socket: &Socket,
+    at: &libc::xdp_ring_offset,
+    page: u64,
+    count: usize,
+) -> io::Result<SharedRing<T>> {
+    let len = at.desc as usize + count * size_of::<T>();
+    let mut map = Map::of_descriptor(socket.as_fd(), len, page, true)?;
+    map.keep_from_children()?;
+    SharedRing::new(map, at, count)
 }
 
 /// bpf(2), of which the libc crate has the number only.

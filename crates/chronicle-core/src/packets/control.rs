@@ -1,6 +1,7 @@
 //! The half of a ring that has the sockets.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::os::link::Questions;
 use crate::os::packet::{Interface, Members, PacketSocket};
 use crate::os::xdp::{self, XdpMemory, XdpSocket};
 use crate::os::{clock, process};
@@ -18,6 +19,9 @@ pub enum State {
     Up,
     /// There, but down or without a carrier.
     Down,
+    /// Up, but with more receive queues than the first, which is the one that an XDP socket gets:
+    /// the stack has what comes over the others.
+    Partial,
     /// There is none of the name.
     Absent,
 }
@@ -27,6 +31,7 @@ impl State {
         match self {
             Self::Up => "up",
             Self::Down => "down",
+            Self::Partial => "partial",
             Self::Absent => "absent",
         }
     }
@@ -74,6 +79,7 @@ struct Xdp {
     /// `None` after a new one could not be opened.
     socket: Option<XdpSocket>,
     exchange: Arc<Exchange>,
+    questions: Questions,
     lines: Arc<Lines>,
     shape: Shape,
     native_only: bool,
@@ -83,17 +89,45 @@ struct Xdp {
 
 impl Xdp {
     fn open(
+        questions: Questions,
         index: u32,
         lines: &Arc<Lines>,
         shape: Shape,
         native_only: bool,
     ) -> std::result::Result<(Self, Arc<XdpMemory>), xdp::StepError> {
+        let (socket, memory) = Self::open_socket(index, lines, shape, native_only)?;
+        let (lines, exchange, socket) = (Arc::clone(lines), Arc::default(), Some(socket));
+        Ok((Self { socket, exchange, questions, lines, shape, native_only, drops: 0 }, memory))
+    }
+
+    fn open_socket(
+        index: u32,
+        lines: &Lines,
+        shape: Shape,
+        native_only: bool,
+    ) -> std::result::Result<(XdpSocket, Arc<XdpMemory>), xdp::StepError> {
         let Shape { frames, frame_bytes } = shape;
-        let (socket, memory) =
-            xdp::open(index, lines.as_slice(), frames, frame_bytes, native_only)?;
-        let (lines, exchange) = (Arc::clone(lines), Arc::default());
-        let socket = Some(socket);
-        Ok((Self { socket, exchange, lines, shape, native_only, drops: 0 }, Arc::new(memory)))
+        let opened = xdp::open(index, lines.as_slice(), frames, frame_bytes, native_only)?;
+        Ok((opened.0, Arc::new(opened.1)))
+    }
+
+    /// The interface that the socket is bound to. One that was taken off its interface is closed.
+    fn bound(&mut self, counters: &Counters) -> std::io::Result<Option<u32>> {
+        let Some(socket) = &self.socket else { return Ok(None) };
+        if socket.is_bound()? {
+            return Ok(Some(socket.index()));
+        }
+        self.close(counters)?;
+        Ok(None)
+    }
+
+    /// Closes the socket; what it has dropped is counted. The reader still has its memory.
+    fn close(&mut self, counters: &Counters) -> std::io::Result<()> {
+        let drops = self.new_drops();
+        self.socket = None;
+        self.drops = 0;
+        counters.drops().add(drops?);
+        Ok(())
     }
 
     /// Opens a new socket, and leaves its memory to the reader of the ring.
@@ -102,14 +136,13 @@ impl Xdp {
         index: u32,
         counters: &Counters,
     ) -> std::result::Result<(), xdp::StepError> {
-        self.socket = None;
-        self.drops = 0;
+        self.close(counters).map_err(|error| ("ask for the drops of", error))?;
         // What the reader has not come to while two interfaces have gone is lost.
         if let Some(skipped) = self.exchange.new.take::<Strong>() {
             counters.drops().add(skipped.untaken());
         }
-        let (other, memory) = Self::open(index, &self.lines, self.shape, self.native_only)?;
-        self.socket = other.socket;
+        let (socket, memory) = Self::open_socket(index, &self.lines, self.shape, self.native_only)?;
+        self.socket = Some(socket);
         let put = self.exchange.new.put::<Strong>(memory);
         debug_assert!(put.is_ok(), "only this side fills it");
         Ok(())
@@ -124,16 +157,21 @@ impl Xdp {
     }
 }
 
+/// What a step at an interface fails with.
+fn refused<'a>(
+    interface: &'a str,
+    what: &'static str,
+) -> impl FnOnce(std::io::Error) -> Error + 'a {
+    move |source| Error::network(what, interface, source)
+}
+
 /// Opens a ring on an interface, joins the groups.
 ///
 /// # Errors
 /// Whatever the kernel refuses, with what to do about it.
 pub fn open(options: Options) -> Result<(Ring, Control)> {
     let Options { backend, interface, lines, shape, verify } = options;
-    let refused = |what| {
-        let interface = interface.clone();
-        move |source| Error::network(what, interface.clone(), source)
-    };
+    let refused = |what| refused(&interface, what);
     let socket = PacketSocket::open().map_err(refused("open a packet socket for"))?;
     let found = socket.interface(&interface).map_err(refused("look at interface"))?;
     let Some(found) = found else {
@@ -157,7 +195,14 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
         }
         Backend::Xdp { native_only } => {
             shape.check_xdp()?;
-            let opened = Xdp::open(found.index, &lines, shape, native_only);
+            let questions = Questions::open().map_err(refused("ask about interface"))?;
+            let queues = receive_queues(&questions, &interface)?;
+            if queues > 1 {
+                let found = format!("'xdp' on an interface with {queues} receive queues");
+                let expected = "one queue (`ethtool -L INTERFACE combined 1`), or 'packet'";
+                return Err(Error::bad("backend", found, expected));
+            }
+            let opened = Xdp::open(questions, found.index, &lines, shape, native_only);
             let (xdp, memory) = opened.map_err(|(what, source)| refused(what)(source))?;
             let ring = XdpRing::new(memory, Arc::clone(&xdp.exchange));
             (Frames::Xdp(Box::new(ring)), Some(xdp))
@@ -178,6 +223,12 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
     let control = Control { interface, socket, xdp, members, counters, state };
     control.compare_clocks();
     Ok((ring, control))
+}
+
+/// How many receive queues an interface has; 0 if it has just gone.
+fn receive_queues(questions: &Questions, interface: &str) -> Result<u32> {
+    let facts = questions.facts(interface).map_err(refused(interface, "ask about interface"))?;
+    Ok(facts.map_or(0, |facts| facts.receive_queues))
 }
 
 impl Control {
@@ -201,14 +252,13 @@ impl Control {
             Some(xdp) => xdp.new_drops(),
             None => self.socket.take_drops(),
         };
-        let refused = |source| Error::network("ask for the drops of", &*self.interface, source);
+        let refused = refused(&self.interface, "ask for the drops of");
         self.counters.drops().add(dropped.map_err(refused)?);
         Ok(())
     }
 
     fn compare_clocks(&self) {
-        let offset_ns = clock::wall_ns().wrapping_sub(clock::monotonic_ns());
-        self.counters.clock_offset_ns().set(offset_ns);
+        self.counters.clock_offset_ns().set(clock::wall_offset_ns());
     }
 
     /// Looks at the interface. If another one has its name now, binds to that, and joins there; the
@@ -218,17 +268,14 @@ impl Control {
     /// What the kernel refused; the next look tries again.
     pub fn look(&mut self) -> Result<State> {
         self.check_owner()?;
-        let refused = |what| {
-            let interface = self.interface.clone();
-            move |source| Error::network(what, interface.clone(), source)
-        };
+        let refused = |what| refused(&self.interface, what);
         let found = self.socket.interface(&self.interface).map_err(refused("look at interface"))?;
         self.compare_clocks();
         let Some(found) = found else {
             self.state = State::Absent;
             if let Some(xdp) = &mut self.xdp {
                 // It is of an interface that is gone, even if one with the same index comes.
-                xdp.socket = None;
+                xdp.close(&self.counters).map_err(refused("ask for the drops of"))?;
             }
             return Ok(self.state);
         };
@@ -236,23 +283,45 @@ impl Control {
             // What the reader has left behind.
             drop(xdp.exchange.old.take::<Strong>());
         }
-        // Down and up again is the kernel's affair: the socket stays bound, the groups joined.
-        let bound = match &self.xdp {
-            Some(xdp) => xdp.socket.as_ref().map(XdpSocket::index),
-            None => self.socket.bound().map_err(refused("ask for the binding to"))?,
+        self.mend(found.index)?;
+        self.state = self.state_of(&found)?;
+        Ok(self.state)
+    }
+
+    /// Binds and joins where that is to be done anew. Down and up again is the kernel's affair: the
+    /// socket stays bound, the groups joined.
+    fn mend(&mut self, index: u32) -> Result<()> {
+        let refused = |what| refused(&self.interface, what);
+        let bound = match &mut self.xdp {
+            Some(xdp) => xdp.bound(&self.counters),
+            None => self.socket.bound(),
         };
-        if bound != Some(found.index) || self.members.joined() != bound {
+        let is_bound = bound.map_err(refused("ask for the binding to"))? == Some(index);
+        if !is_bound {
+            // Joined on one that has gone, even if this one has its index.
+            self.members.forget();
             match &mut self.xdp {
                 Some(xdp) => {
-                    xdp.renew(found.index, &self.counters)
-                        .map_err(|(what, source)| refused(what)(source))?;
+                    let renewed = xdp.renew(index, &self.counters);
+                    renewed.map_err(|(what, source)| refused(what)(source))?;
                 }
-                None => self.socket.bind(found.index).map_err(refused("bind again to"))?,
+                None => self.socket.bind(index).map_err(refused("bind again to"))?,
             }
-            self.members.join(found.index).map_err(refused("join groups again at"))?;
+        }
+        if self.members.joined() != Some(index) {
+            self.members.join(index).map_err(refused("join groups again at"))?;
             self.counters.rebinds().add(1);
         }
-        self.state = State::of(&found);
-        Ok(self.state)
+        Ok(())
+    }
+
+    fn state_of(&self, found: &Interface) -> Result<State> {
+        match &self.xdp {
+            Some(xdp) if found.is_running => {
+                let queues = receive_queues(&xdp.questions, &self.interface)?;
+                Ok(if queues > 1 { State::Partial } else { State::Up })
+            }
+            _ => Ok(State::of(found)),
+        }
     }
 }

@@ -11,7 +11,7 @@
 
 use crate::os::clock::Clock;
 use crate::os::ebpf::{STAMP_BYTES, STAMP_MAGIC};
-use crate::os::xdp::{Descriptor, XdpMemory, count};
+use crate::os::xdp::XdpMemory;
 use crate::packets::Frame;
 use crate::packets::counters::Counters;
 use crate::packets::parse::{About, Checksum};
@@ -48,16 +48,12 @@ impl XdpRing {
     #[inline]
     pub fn peek(&mut self, counters: &Counters) -> Option<Frame> {
         let received = &self.memory.received;
-        if frame_status::<Strong>(count(received, received.producer)) == self.taken {
+        if frame_status::<Strong>(received.put()) == self.taken {
             let is_renewed = self.exchange.new.is_full() && self.take_new();
             return if is_renewed { self.peek(counters) } else { None };
         }
-        let place = self.taken as usize & (self.memory.frame_count - 1);
-        // SAFETY: inside the ring, whose entries are as many as frames; the kernel has stored this
-        // one (P12) and leaves it alone until it is taken.
-        let entry = unsafe {
-            received.map.base().add(received.entries).cast::<Descriptor>().add(place).read()
-        };
+        // SAFETY: the kernel has stored this one (P12) and leaves it alone until it is taken.
+        let entry = unsafe { received.entry(self.taken).read() };
         // The kernel keeps to these; they are compared all the same, since they become an address.
         let all = self.memory.frames.len();
         let start = usize::try_from(entry.address).unwrap_or(all).min(all);
@@ -99,8 +95,7 @@ impl XdpRing {
             unsafe { self.memory.frames.base().add(start - 8).cast::<u64>().write_unaligned(0) };
         }
         self.taken = self.taken.wrapping_add(1);
-        let received = &self.memory.received;
-        give_frame_back::<Strong>(count(received, received.consumer), self.taken);
+        give_frame_back::<Strong>(self.memory.received.taken(), self.taken);
         self.give_back(self.address);
     }
 
@@ -108,14 +103,11 @@ impl XdpRing {
     #[inline(always)]
     fn give_back(&mut self, address: u64) {
         let free = &self.memory.free;
-        let place = self.given_back as usize & (self.memory.frame_count - 1);
-        // SAFETY: inside the ring; the kernel does not read this entry before the count says so.
-        unsafe {
-            let entries = free.map.base().add(free.entries).cast::<u64>();
-            entries.add(place).write(address & !(self.memory.frame_bytes as u64 - 1));
-        }
+        let frame = address & !(self.memory.frame_bytes as u64 - 1);
+        // SAFETY: the kernel does not read this entry before the count says so.
+        unsafe { free.entry(self.given_back).write(frame) };
         self.given_back = self.given_back.wrapping_add(1);
-        give_frame_back::<Strong>(count(free, free.producer), self.given_back);
+        give_frame_back::<Strong>(free.put(), self.given_back);
     }
 
     /// All of the old memory has been read, and nothing more will come into it. P5.
