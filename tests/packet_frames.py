@@ -102,10 +102,21 @@ def naive(
     room: int,
     tag_taken_out: bool = False,
     verify: bool = True,
+    by_port: bool = False,
+    may_be_partial: bool = False,
 ) -> tuple[int, bytes] | str:
     """What a ring makes of a frame: line and payload, or the name of the count.
 
-    `room` is how many bytes of a frame are kept.
+    Parameters
+    ----------
+    room
+        How many bytes of a frame are kept.
+    tag_taken_out
+        A VLAN tag was there besides.
+    by_port
+        Only what shows one of our ports is ours: of fragments the first.
+    may_be_partial
+        A checksum over the pseudo header alone is as good as a right one.
     """
     kept = data[:room]
     tags_left = 1 if tag_taken_out else 2
@@ -126,15 +137,17 @@ def naive(
         return "not_ours"
     address = socket.inet_ntoa(packet[16:20])
     is_our_address = any(address == line[0] for line in lines)
-    if int.from_bytes(packet[6:8], "big") & 0x3FFF:
-        return "fragments" if is_our_address else "not_ours"
     header = 4 * (packet[0] & 15)
+    flags = int.from_bytes(packet[6:8], "big")
+    has_port = header >= 20 and len(packet) >= header + 4 and flags & 0x1FFF == 0
+    port = int.from_bytes(packet[header + 2 : header + 4], "big") if has_port else None
+    if by_port and (address, port) not in lines:
+        return "not_ours"
+    if flags & 0x3FFF:
+        return "fragments" if is_our_address else "not_ours"
     if header < 20:
         return "malformed" if is_our_address else "not_ours"
-    if len(packet) < header + 4:
-        return "not_ours"
-    port = int.from_bytes(packet[header + 2 : header + 4], "big")
-    if (address, port) not in lines:
+    if port is None or (address, port) not in lines:
         return "not_ours"
     total = int.from_bytes(packet[2:4], "big")
     if total < header + 8 or total > len(data) - at:
@@ -149,6 +162,7 @@ def naive(
         return "truncated"
     if verify and datagram[6:8] != b"\0\0":
         pseudo = packet[12:20] + struct.pack("!HH", UDP, length)
-        if checksum(pseudo + datagram) != 0:
+        is_partial = int.from_bytes(datagram[6:8], "big") == ~checksum(pseudo) & 0xFFFF
+        if checksum(pseudo + datagram) != 0 and not (may_be_partial and is_partial):
             return "bad_checksums"
     return lines.index((address, port)), datagram[8:]

@@ -91,7 +91,8 @@ class PacketRing(_core.PacketRing):
     drops, and binds and joins again if the interface was gone and has come back. Without a sidecar
     call `look` yourself.
 
-    Needs CAP_NET_RAW; XDP also CAP_NET_ADMIN and CAP_BPF.
+    Needs CAP_NET_RAW; XDP also CAP_NET_ADMIN and CAP_BPF. Datagrams that the kernel has merged into
+    one (UDP GRO, which is off by default) come out of a packet socket's ring as one.
 
     Parameters
     ----------
@@ -105,9 +106,9 @@ class PacketRing(_core.PacketRing):
         with several is refused): ours never get to the stack, nor to other rings of the interface;
         `frame_bytes` is 2048 or 4096, and a frame longer than that less 256 counts under `drops`;
         of a datagram in fragments the first one is counted and taken, and the stack has the others.
-        ``"auto"`` takes XDP where the driver
-        of a device offers it and there is one receive queue, else the packet ring; `backend` and
-        `reason` say what was chosen, and why, and so does the log.
+        ``"auto"`` takes XDP where the driver of a device offers it and there is one receive queue,
+        else the packet ring; `backend` and `reason` say what was chosen, and why, and so does the
+        log.
     frames
         Room for so many frames: a power of two, 16 to 1,048,576. A ring that is full drops.
     frame_bytes

@@ -21,6 +21,7 @@ import chronicle
 import pytest
 from chronicle import PacketRing, _core
 from chronicle.packets import _against_xdp, _Facts
+from chronicle.sidecar.packetcare import PacketCare
 
 from tests.net_support import ROOT, Link, missing, veth
 from tests.packet_support import A, B, counted, drain, drained
@@ -194,9 +195,14 @@ def test_queues_that_an_interface_gets_later_are_told():
         set_queues(link.interface, 1, 4)
         with PacketRing(link.interface, MANY, backend="xdp") as ring:
             assert ring.look() == "up"
+            care = PacketCare([ring])
+            service = care.service("packets")
             set_queues(link.interface, 2, 4)
             assert ring.look() == "partial"
             assert ring.statistics().state == "partial"
+            care.look()
+            assert service.examine is not None
+            assert "is partial: an XDP socket gets" in str(service.examine())
             set_queues(link.interface, 1, 4)
             assert ring.look() == "up"
             link.send([(*line, b"x") for line in MANY])

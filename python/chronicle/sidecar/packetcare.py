@@ -23,6 +23,12 @@ _log = logging.getLogger("chronicle.sidecar")
 _INTERVAL_S = 1.0
 
 
+def _said(state: str) -> str:
+    if state == "partial":
+        return "partial: an XDP socket gets what comes over the first of its receive queues only"
+    return state
+
+
 class PacketCare:
     """Looks at the rings of one hot thread, once a second.
 
@@ -49,7 +55,7 @@ class PacketCare:
 
     def _examine(self) -> str | None:
         away = [
-            f"interface '{ring.interface}' is {state}"
+            f"interface '{ring.interface}' is {_said(state)}"
             for ring, state in zip(self._rings, self._states, strict=True)
             if state not in ("up", "closed")
         ]
@@ -91,7 +97,7 @@ class PacketCare:
         ring = self._rings[place]
         if state != self._states[place]:
             log = _log.info if state in ("up", "closed") else _log.warning
-            log("packet ring '%s': interface '%s' is %s", ring.name, ring.interface, state)
+            log("packet ring '%s': interface '%s' is %s", ring.name, ring.interface, _said(state))
             self._states[place] = state
         counts = ring.statistics()
         _, drops = self._told[place]

@@ -69,7 +69,8 @@ impl Questions {
         let fd = self.0.as_fd().as_raw_fd();
         loop {
             // SAFETY: so many writable bytes, which outlive the call.
-            let got = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_TRUNC) };
+            let got =
+                unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_TRUNC) };
             match usize::try_from(got) {
                 // With MSG_TRUNC it is the length of the answer, even if there was less room.
                 Ok(len) if len <= into.len() => return Ok(len),

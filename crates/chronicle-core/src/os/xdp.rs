@@ -178,6 +178,26 @@ impl XdpMemory {
     }
 }
 
+#[cfg(test)]
+impl XdpMemory {
+    /// Of nobody's but ours; both rings have come to `count` and are empty.
+    pub fn without_kernel(frame_count: usize, frame_bytes: usize, count: u32) -> io::Result<Self> {
+        let at = libc::xdp_ring_offset { producer: 0, consumer: 64, desc: 128, flags: 4 };
+        let map = || Map::shared_memory(128 + frame_count * size_of::<Descriptor>());
+        let memory = Self {
+            frames: Map::shared_memory(frame_count * frame_bytes)?,
+            received: SharedRing::new(map()?, &at, frame_count)?,
+            free: SharedRing::new(map()?, &at, frame_count)?,
+            frame_count,
+            frame_bytes,
+        };
+        for word in [memory.received.put(), memory.received.taken(), memory.free.put()] {
+            give_frame_back::<Strong>(word, count);
+        }
+        Ok(memory)
+    }
+}
+
 impl XdpSocket {
     /// Of the interface that it was opened on.
     pub fn index(&self) -> u32 {
@@ -340,5 +360,34 @@ mod bpf {
         let link = LinkCreate { program, interface, attach: ATTACH_XDP, flags };
         // A forked child must not keep the program on the interface.
         OwnDescriptor::new(descriptor(LINK_CREATE, &link)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_that_would_not_lie_in_its_mapping_is_refused() {
+        let ring = |producer, consumer, desc, count| {
+            let at = libc::xdp_ring_offset { producer, consumer, desc, flags: 0 };
+            SharedRing::<Descriptor>::new(Map::shared_memory(4096).unwrap(), &at, count)
+        };
+        assert!(ring(0, 64, 128, 128).is_ok());
+        for (producer, consumer, desc, count) in [
+            (4096, 64, 128, 128),
+            (4093, 64, 128, 128),
+            (2, 64, 128, 128),
+            (0, u64::MAX, 128, 128),
+            (0, 64, 4096 - 127 * 16, 128),
+            (0, 64, 130, 128),
+            (0, 64, u64::MAX - 7, 128),
+            (0, 64, 128, 256),
+            (0, 64, 128, usize::MAX),
+            (0, 64, 128, 100),
+            (0, 64, 128, 0),
+        ] {
+            assert!(ring(producer, consumer, desc, count).is_err(), "{producer} {consumer} {desc}");
+        }
     }
 }

@@ -125,3 +125,124 @@ impl XdpRing {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::xdp::Descriptor;
+
+    const FRAMES: usize = 16;
+    const FRAME_BYTES: usize = 2048;
+    /// Both counts go around 2^32 early on.
+    const START: u32 = u32::MAX - 20;
+
+    /// The other side of the rings.
+    struct Kernel {
+        memory: Arc<XdpMemory>,
+        taken: u32,
+        put: u32,
+    }
+
+    impl Kernel {
+        fn free(&self) -> usize {
+            frame_status::<Strong>(self.memory.free.put()).wrapping_sub(self.taken) as usize
+        }
+
+        fn take(&mut self) -> u64 {
+            assert_ne!(self.free(), 0);
+            // SAFETY: the test has both sides; an entry that was put.
+            let frame = unsafe { self.memory.free.entry(self.taken).read() };
+            self.taken = self.taken.wrapping_add(1);
+            frame
+        }
+
+        fn put(&mut self, address: u64, len_bytes: u32) {
+            let descriptor = Descriptor { address, len_bytes, options: 0 };
+            // SAFETY: as above.
+            unsafe { self.memory.received.entry(self.put).write(descriptor) };
+            self.put = self.put.wrapping_add(1);
+            give_frame_back::<Strong>(self.memory.received.put(), self.put);
+        }
+    }
+
+    fn rings() -> (Kernel, XdpRing) {
+        let memory = XdpMemory::without_kernel(FRAMES, FRAME_BYTES, START).unwrap();
+        let memory = Arc::new(memory);
+        let mut ring = XdpRing::new(Arc::clone(&memory), Arc::default());
+        (ring.taken, ring.given_back) = (START, START);
+        for frame in 0..FRAMES {
+            ring.give_back((frame * FRAME_BYTES) as u64);
+        }
+        (Kernel { memory, taken: START, put: START }, ring)
+    }
+
+    #[test]
+    fn no_frame_is_lost_or_given_back_twice_when_the_counts_go_around() {
+        let (mut kernel, mut ring) = rings();
+        let counters = Counters::default();
+        for turn in 0..100 {
+            let count = turn % FRAMES + 1;
+            let mut frames: Vec<u64> = (0..count).map(|_| kernel.take()).collect();
+            for &frame in &frames {
+                kernel.put(frame + 256, 60);
+            }
+            for &frame in &frames {
+                let found = ring.peek(&counters).unwrap();
+                let start = found.bytes as u64 - kernel.memory.frames.base() as u64;
+                assert_eq!((start, found.stored), (frame + 256, 60));
+                ring.advance();
+            }
+            assert!(ring.peek(&counters).is_none());
+            assert_eq!(kernel.free(), FRAMES);
+            // Whose they are now: each once.
+            frames = (0..FRAMES).map(|_| kernel.take()).collect();
+            frames.sort_unstable();
+            assert!(frames.iter().enumerate().all(|(n, &at)| at == (n * FRAME_BYTES) as u64));
+            frames.into_iter().for_each(|frame| ring.give_back(frame));
+        }
+        assert!(ring.taken < START, "the counts have gone around");
+    }
+
+    #[test]
+    fn no_descriptor_leads_out_of_the_memory() {
+        let (mut kernel, mut ring) = rings();
+        let counters = Counters::default();
+        let all = FRAMES * FRAME_BYTES;
+        for (address, len_bytes) in [
+            (all as u64 - 1, u32::MAX),
+            (all as u64, 1),
+            (u64::MAX, u32::MAX),
+            (0, u32::MAX),
+            (8, 100),
+        ] {
+            kernel.put(address, len_bytes);
+            let found = ring.peek(&counters).unwrap();
+            let start = found.bytes as usize - kernel.memory.frames.base() as usize;
+            assert!(start + found.stored <= all, "{address} {len_bytes}");
+            // SAFETY: inside the memory, as was just asserted.
+            let bytes = unsafe { std::slice::from_raw_parts(found.bytes, found.stored) };
+            std::hint::black_box(bytes.iter().map(|&byte| u64::from(byte)).sum::<u64>());
+            ring.advance();
+        }
+    }
+
+    #[test]
+    fn a_stamp_is_taken_once_and_none_is_the_time_of_reading() {
+        let (mut kernel, mut ring) = rings();
+        let counters = Counters::default();
+        counters.clock_offset_ns().set(1_000);
+        let frame = kernel.take() as usize + 256;
+        // SAFETY: inside the memory, of any alignment.
+        unsafe {
+            let stamp = kernel.memory.frames.base().add(frame - STAMP_BYTES).cast::<u64>();
+            stamp.write_unaligned(234);
+            stamp.add(1).write_unaligned(STAMP_MAGIC);
+        }
+        for expected in [true, false] {
+            kernel.put(frame as u64, 60);
+            let found = ring.peek(&counters).unwrap();
+            assert_eq!(found.timestamp_ns == 1_234, expected);
+            ring.advance();
+        }
+    }
+}
