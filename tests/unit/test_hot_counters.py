@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -241,3 +242,52 @@ def test_the_sidecar_tells_names_and_health(tmp_path: Path, counters: CountersFi
 def test_an_interval_that_would_only_burn_time_is_refused(counters: CountersFile) -> None:
     with chronicle.Sidecar() as sidecar, pytest.raises(BadArgument, match="interval_s"):
         sidecar.publish_counters(counters, interval_s=0.0)
+
+
+def test_a_forked_child_cannot_write_into_the_file_of_its_parent(counters: CountersFile) -> None:
+    counters.publish({"of": "the parent"})
+    # As another thread that publishes may hold it at that moment: nobody frees it in the child.
+    with counters._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                counters.release(counters.place_of(4)[2])
+                for use in (counters.claim, lambda: counters.publish({"of": "the child"})):
+                    with pytest.raises(chronicle.Forked, match="make one after forking"):
+                        use()
+                os._exit(7)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert read_counters(counters.path).document["of"] == "the parent"
+    counters.publish({"of": "the parent, again"})
+    assert read_counters(counters.path).document["of"] == "the parent, again"
+
+
+def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "COUNTERS").mkdir()
+    with pytest.raises(IsADirectoryError):
+        CountersFile.create(tmp_path / "COUNTERS")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["COUNTERS"]
+
+
+def test_after_its_end_a_file_takes_no_document(counters: CountersFile) -> None:
+    counters.close()
+    counters.close()
+    with pytest.raises(chronicle.Closed, match="make another one"):
+        counters.publish({})
+    assert read_counters(counters.path).threads == ()
+
+
+@pytest.mark.parametrize("place", ["pipe", "directory", "socket"])
+def test_what_is_no_file_is_refused_and_nobody_waits_for_it(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "COUNTERS"
+    if place == "pipe":
+        os.mkfifo(path)
+    elif place == "directory":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    with pytest.raises(OSError, match=r"seek|directory|device"):
+        read_counters(path)

@@ -13,13 +13,14 @@ import mmap
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from chronicle._core import clock_ns, counters_layout
-from chronicle.errors import BadArgument, DecodeError
+from chronicle.errors import BadArgument, Closed, DecodeError, Forked
 from chronicle.hot.meter import Histogram, HotStatus
 
 __all__ = [
@@ -89,6 +90,7 @@ class CountersFile:
     def __init__(self, path: Path, view: mmap.mmap) -> None:
         self.path = path
         self._view = view
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._serial = 0
         self._free = list(range(_FIRST_BLOCK, _FIRST_BLOCK + _BLOCKS))
@@ -119,9 +121,20 @@ class CountersFile:
             # Before it has its name: whoever finds it finds a document in it.
             counters.publish({})
             hidden.rename(path)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         return counters
+
+    def _check_owner(self) -> None:
+        # Before the lock, which nobody may be left to free in a child.
+        if os.getpid() != self._pid:
+            raise Forked(
+                f"the counters file belongs to the parent process: path={self.path} "
+                f"pid={self._pid}; make one after forking"
+            )
 
     def claim(self) -> int:
         """Take a block for a hot thread: its number.
@@ -130,7 +143,10 @@ class CountersFile:
         ------
         BadArgument
             If 64 hot threads of this process have one.
+        Forked
+            In a child of the process that made the file.
         """
+        self._check_owner()
         with self._lock:
             if not self._free:
                 raise BadArgument(
@@ -140,7 +156,13 @@ class CountersFile:
             return self._free.pop(0)
 
     def release(self, block: int) -> None:
-        """Give a block back; what it counted stays to be seen until it is needed again."""
+        """Give a block back; what it counted stays to be seen until it is needed again.
+
+        Nothing in a forked child, where it happens as its interpreter ends: the blocks are its
+        parent's.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._free.append(block)
 
@@ -157,8 +179,15 @@ class CountersFile:
         ------
         BadArgument
             If it is longer than 126 KiB.
+        Forked
+            In a child of the process that made the file.
+        Closed
+            After `close`.
         """
-        text = json.dumps({"words": counters_layout()[0], "at_ns": clock_ns(), **document})
+        self._check_owner()
+        since_boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        moment = {"at_ns": clock_ns(), "at_boottime_ns": since_boot_ns}
+        text = json.dumps({"words": counters_layout()[0], **moment, **document})
         data = text.encode()
         if len(data) > _DOCUMENT_BYTES - _DOCUMENT_HEAD.size:
             raise BadArgument(
@@ -166,6 +195,8 @@ class CountersFile:
                 f"max={_DOCUMENT_BYTES - _DOCUMENT_HEAD.size}; say less of each service"
             )
         with self._lock:
+            if self._view.closed:
+                raise Closed(f"the counters file was closed: path={self.path}; make another one")
             self._serial += 1
             at = _PAGE + self._serial % 2 * _DOCUMENT_BYTES
             head = _DOCUMENT_HEAD.pack(len(data), zlib.crc32(data, self._serial), self._serial)

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from chronicle.bus.names import MARKERS
 from chronicle.errors import BadArgument, ChronicleError
 from chronicle.hot.counters import COUNTERS_FILE, ProcessCounters, ThreadCounts, read_counters
 from chronicle.sidecar import files
+from chronicle.top.messages import printable
 from chronicle.top.model import (
     BusLook,
     KernelCounts,
@@ -97,38 +99,62 @@ class Collector:
             except _BAD_FILE as error:
                 problems.append((f"{name}/{COUNTERS_FILE}", _line(error)))
         endpoints = set(places.endpoints)
-        processes = [
-            self._process(name, counted.get(name), is_endpoint=name in endpoints, at_ns=at_ns)
-            for name in sorted({*endpoints, *counted})
-        ]
-        threads = [
-            _thread(name, thread) for name, found in counted.items() for thread in found.threads
-        ]
+        names = _Names()
+        processes, threads = [], []
+        for name in sorted({*endpoints, *counted}):
+            shown, found = names.shown(name), counted.get(name)
+            processes.append(
+                self._process(name, shown, found, is_endpoint=name in endpoints, at_ns=at_ns)
+            )
+            of_it = _Names()
+            threads += [
+                _thread(shown, of_it.shown(thread.name), thread)
+                for thread in (found.threads if found is not None else ())
+            ]
         return BusLook(
-            str(self.path),
+            _text(str(self.path)),
             at_ns,
             taken_ns,
             tuple(processes),
             tuple(sorted(threads, key=lambda thread: thread.key)),
             tuple(self._queues(places)),
-            tuple(problems),
+            tuple((_text(path), reason) for path, reason in problems),
         )
 
     def _queues(self, places: _Places) -> Iterator[QueueLook]:
+        names = _Names()
         for name in sorted(places.queues):
             try:
-                yield look_at_queue(self.path / name, name)
+                found = look_at_queue(self.path / name, name)
             except FileNotFoundError:
                 continue
             except _BAD_FILE as error:
-                yield QueueLook(name, str(self.path / name), problem=_line(error))
+                found = QueueLook(name, str(self.path / name), problem=str(error))
+            readers = _Names()
+            yield replace(
+                found,
+                name=names.shown(name),
+                problem=_text(found.problem),
+                held_by=_text(found.held_by),
+                readers=tuple(
+                    replace(
+                        reader, name=readers.shown(reader.name), problem=_text(reader.problem)
+                    )
+                    for reader in found.readers
+                ),
+            )
 
     def _process(
-        self, name: str, counted: ProcessCounters | None, *, is_endpoint: bool, at_ns: int
+        self,
+        name: str,
+        shown: str,
+        counted: ProcessCounters | None,
+        *,
+        is_endpoint: bool,
+        at_ns: int,
     ) -> ProcessLook:
         document: Mapping[str, Any] = {} if counted is None else counted.document
-        told_ns = _whole(document.get("at_ns"))
-        told_age_s = None if told_ns is None else max(0.0, (at_ns - told_ns) / 1e9)
+        told_age_s = self._told_age_s(counted, at_ns)
         state, reason, status = self._state(name, counted, told_age_s, is_endpoint=is_endpoint)
         lease = None if status is None else status.lease
         pid = lease.pid if lease is not None else counted.pid if counted is not None else 0
@@ -137,9 +163,9 @@ class Collector:
         else:
             instance = "" if counted is None else counted.instance
         return ProcessLook(
-            name,
+            shown,
             state,
-            reason,
+            _text(reason),
             instance,
             pid,
             ready=status is not None and status.ready,
@@ -149,6 +175,20 @@ class Collector:
             services=tuple(_services(document.get("services"))),
             log=tuple(_log(document.get("log"))),
         )
+
+    def _told_age_s(self, counted: ProcessCounters | None, at_ns: int) -> float | None:
+        """Return how long ago a process has told; of this boot, whatever the wall clock did."""
+        if counted is None:
+            return None
+        told_ns = _whole(counted.document.get("at_boottime_ns"))
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if told_ns is None or counted.boot != self._boot:
+            told_ns, now_ns = _whole(counted.document.get("at_ns")), at_ns
+        return None if told_ns is None else max(0.0, (now_ns - told_ns) / 1e9)
+
+    def _status(self, name: str) -> Status:
+        # A look at one endpoint: it has its name in the directory above.
+        return Bus(self.path.parent).status(self.path.name) if name == "." else self._bus.status(name)
 
     def _state(
         self,
@@ -160,7 +200,7 @@ class Collector:
     ) -> tuple[ProcessState, str, Status | None]:
         if is_endpoint:
             try:
-                status = self._bus.status(name)
+                status = self._status(name)
             except (OSError, ChronicleError) as error:
                 return "refused", _line(error), None
             if status.state != "absent" or counted is None:
@@ -214,7 +254,28 @@ def _places(root: Path) -> _Places:
 # --- From documents that somebody else wrote to data ---
 
 
-def _thread(process: str, counts: ThreadCounts) -> ThreadLook:
+class _Names:
+    """Names that can be shown, and that are told apart.
+
+    Directories and threads are called what somebody else likes: two threads alike, or so that only
+    what must be escaped tells two names apart.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def shown(self, name: str) -> str:
+        """Return what to show of a name; of one that is taken, with its number."""
+        text = first = _text(name)
+        number = 1
+        while text in self._taken:
+            number += 1
+            text = f"{first} ({number})"
+        self._taken.add(text)
+        return text
+
+
+def _thread(process: str, name: str, counts: ThreadCounts) -> ThreadLook:
     about = counts.about
     kernel = about.get("kernel")
     settings = about.get("settings")
@@ -223,16 +284,16 @@ def _thread(process: str, counts: ThreadCounts) -> ThreadLook:
     supervised = about.get("supervised")
     return ThreadLook(
         process,
-        _text(counts.name),
+        name,
         counts.state,
         core=_whole(about.get("core")),
         guard=_text(settings.get("guard")),
         wait=_text(settings.get("wait")),
         meter=_text(settings.get("meter")),
         thread_id=counts.words.get("thread_id", 0),
-        words=counts.words,
-        outside={name: int(value) for name, value in about.items() if isinstance(value, int)},
-        counters=counts.counters,
+        words={_text(name): value for name, value in counts.words.items()},
+        outside={_text(name): int(value) for name, value in about.items() if _is_count(value)},
+        counters={_text(name): value for name, value in counts.counters.items()},
         loop_gap=counts.loop_gap,
         handler_time=counts.handler_time,
         kernel=_kernel(kernel) if isinstance(kernel, dict) else None,
@@ -247,10 +308,11 @@ def _kernel(found: Mapping[str, Any]) -> KernelCounts:
 
 
 def _services(found: object) -> Iterator[ServiceLook]:
+    names = _Names()
     for name, service in found.items() if isinstance(found, dict) else ():
         if isinstance(service, dict):
             yield ServiceLook(
-                _text(name),
+                names.shown(name),
                 _text(service.get("state")),
                 _whole(service.get("restarts")) or 0,
                 _text(service.get("last_error")),
@@ -275,12 +337,15 @@ def _text(value: object) -> str:
     """Return text that cannot steer a terminal."""
     if not isinstance(value, str):
         return ""
-    text = value[:_TEXT_MAX]
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+    return printable(value[:_TEXT_MAX])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 64
 
 
 def _whole(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 64 else None
+    return value if type(value) is int and _is_count(value) else None
 
 
 def _number(value: object) -> float | None:

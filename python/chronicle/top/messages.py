@@ -11,7 +11,7 @@ from chronicle.errors import ChronicleError
 from chronicle.message import MessageBase
 from chronicle.top.queues import last_records
 
-__all__ = ["Line", "fields_text", "last_lines", "raw_text", "value_text"]
+__all__ = ["Line", "fields_text", "last_lines", "printable", "raw_text", "value_text"]
 
 RAW_BYTES_SHOWN: Final = 64
 
@@ -58,11 +58,19 @@ def value_text(value: Any) -> str:
     ('AAPL', '19.90', '[1 2]', '\\x1b')
     """
     if isinstance(value, bytes):
-        text = value.decode("ascii", "backslashreplace")
-        return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+        return printable(value.decode("ascii", "backslashreplace"))
     if isinstance(value, tuple):
         return "[" + " ".join(value_text(item) for item in value) + "]"
     return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def printable(text: str) -> str:
+    r"""Return text from elsewhere so that it cannot steer a terminal.
+
+    >>> printable("größer"), printable("\x1b[2J")
+    ('größer', '\\x1b[2J')
+    """
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def raw_text(payload: bytes, payload_bytes: int | None = None) -> str:

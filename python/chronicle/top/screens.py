@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
@@ -19,7 +20,7 @@ from chronicle.hot.meter import Histogram
 from chronicle.top import details
 from chronicle.top.board import Board
 from chronicle.top.changes import NO_RATES, thread_name
-from chronicle.top.messages import last_lines
+from chronicle.top.messages import last_lines, printable
 from chronicle.top.model import ProcessLook, QueueLook, ThreadLook
 from chronicle.top.tables import KINDS, clock_text, table_of
 from chronicle.top.watch import View
@@ -131,7 +132,8 @@ class QueueDetail(Detail):
             return
         facts.update(Text("\n".join(details.queue_lines(queue, view)) + "\n"))
         self.query_one("#readers", Board).show(details.readers_table(queue))
-        self.run_worker(self._read_messages(Path(queue.path)), exclusive=True)
+        # Made when its turn comes: the next look may be there before, and take its place.
+        self.run_worker(partial(self._read_messages, Path(queue.path)), exclusive=True)
 
     async def _read_messages(self, path: Path) -> None:
         text = await asyncio.to_thread(messages_text, path)
@@ -143,7 +145,7 @@ def messages_text(path: Path) -> Text:
     try:
         lines = last_lines(path, _MESSAGES)
     except (OSError, ChronicleError, ValueError) as error:
-        return Text(f"messages cannot be read: {error}", "bold red")
+        return Text(f"messages cannot be read: {printable(str(error))}", "bold red")
     if not lines:
         return Text("no messages", "dim")
     text = Text("last messages, newest first", "bold", no_wrap=True, overflow="ellipsis")
