@@ -23,6 +23,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from chronicle.cli.top import address, interval
 from chronicle.top import Collector
 from chronicle.top.serving import TopServer
@@ -182,6 +183,34 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], code: int, 
     run = once(*arguments)
     assert (run.returncode, run.stdout) == (code, "")
     assert text in run.stderr
+
+
+def test_without_a_terminal_it_says_what_to_use_instead_of_drawing(folder: Path) -> None:
+    run = once(folder)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "needs a terminal; use --once" in run.stderr
+    assert "\x1b" not in run.stderr
+
+
+@pytest.mark.parametrize("kind", ["dumb", ""])
+def test_on_a_terminal_that_cannot_be_drawn_on_it_says_so(folder: Path, kind: str) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        run = subprocess.run(
+            [*TOP, str(folder)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "TERM": kind},
+            timeout=PATIENCE_S,
+        )
+        os.close(theirs)
+        drawn = os.read(ours, 1 << 16)
+    finally:
+        os.close(ours)
+    assert run.returncode == 1
+    assert b"cannot draw on this terminal" in drawn
+    assert b"\x1b" not in drawn
 
 
 @pytest.mark.parametrize("name", ["textual", "textual_serve"])
@@ -381,6 +410,61 @@ def test_other_pages_cannot_reach_it_through_the_browser_of_a_visitor(
     for path in ("", "ws", "static/js/textual.js"):
         status, answer, _ = served.get(path, **headers)
         assert (status, text in answer) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "code", "text"),
+    [
+        ("", {"Host": "127.0.0.1:1:2"}, 403, "not for this host"),
+        ("", {"Host": "localhost:99999999"}, 403, "not for this host"),
+        ("ws?width=99999999&height=24", {}, 403, "no size of a screen"),
+        ("ws?width=80&height=-1", {}, 403, "no size of a screen"),
+        ("ws?width=x", {}, 403, "no size of a screen"),
+        ("static/../../../etc/passwd", {}, 404, "Not Found"),
+        ("download/x", {}, 404, "not found"),
+    ],
+)
+def test_what_no_browser_asks_is_refused_in_words(
+    served: Served, path: str, headers: dict[str, str], code: int, text: str
+) -> None:
+    status, answer, _ = served.get(path, **headers)
+    assert (status, text in answer) == (code, True), answer
+
+
+#: Nothing that our own page would send.
+NONSENSE = ("no json", "[" * 10_000, "[]", '["stdin", 5]', '["resize", {"width": "x"}]')
+
+
+def test_visitors_who_talk_nonsense_are_sent_away_and_their_dashboards_end(served: Served) -> None:
+    async def visit(session: aiohttp.ClientSession, sent: str) -> None:
+        url = f"ws://127.0.0.1:{served.port}/ws?width=80&height=24"
+        async with session.ws_connect(url) as screen:
+            await asyncio.wait_for(screen.receive(), PATIENCE_S)
+            # A size that no screen has is passed over; it would be drawn for minutes.
+            await screen.send_json(["resize", {"width": 99_999_999, "height": 24}])
+            await screen.send_str(sent)
+            while not screen.closed:
+                await asyncio.wait_for(screen.receive(), PATIENCE_S)
+
+    async def visit_all() -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(visit(session, sent) for sent in NONSENSE))
+
+    asyncio.run(visit_all())
+    eventually(lambda: not children_of(served.process.pid), "the end of the dashboards")
+    assert served.get()[0] == 200
+
+
+def test_no_more_visitors_are_let_in_than_a_machine_bears(folder: Path) -> None:
+    async def visit() -> None:
+        server = TopServer(folder, 1.0, host="127.0.0.1", port=80)
+        there = [asyncio.create_task(asyncio.sleep(PATIENCE_S)) for _ in range(16)]
+        server._visitors.update(there)
+        async with TestClient(TestServer(await server._make_app())) as late:
+            answer = await late.get("/ws")
+            assert (answer.status, await answer.text()) == (503, "16 visitors look already")
+
+    asyncio.run(visit())
 
 
 def test_an_address_that_is_taken_is_told(folder: Path) -> None:

@@ -32,6 +32,7 @@ from chronicle.report import (
 )
 from chronicle.report import bus as report_bus
 from chronicle.report.charts import percentiles
+from chronicle.report.document import within_bounds
 from chronicle.report.page import hgrm
 from chronicle.report.scales import LogScale, seconds_ticks
 from hypothesis import given, settings
@@ -42,6 +43,8 @@ from tests.unit.test_hot_counters import run_some
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 LOADS = {"src", "srcset", "poster", "data", "action", "formaction", "background", "xlink:href"}
+#: What a run can count.
+MOST = (1 << 63) - 1
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",
     "\"><svg onload='alert(1)'>",
@@ -215,6 +218,51 @@ def test_the_attached_data_are_the_input() -> None:
 
 def test_the_distribution_of_an_empty_histogram_is_empty() -> None:
     assert b"Total count    =            0" in hgrm(Histogram([], 0))
+
+
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        pytest.param([], id="none"),
+        pytest.param([(0, 1)], id="one, of nothing"),
+        pytest.param([(1, 1)], id="one"),
+        pytest.param([(40, 6 * 10**12), (90_000, 1)], id="a week of turns"),
+        pytest.param([(40, MOST), (90, 1)], id="2^63 and one"),
+        pytest.param([(40, MOST), (MOST, MOST)], id="2^63 twice"),
+        pytest.param([(40, 0)], id="an empty bucket"),
+        pytest.param([(40, 0), (90, 5), (200, 0)], id="empty buckets around"),
+        pytest.param([(90, 5), (40, 3)], id="out of order"),
+    ],
+)
+def test_a_histogram_of_any_counts_makes_a_page(buckets: list[tuple[int, int]]) -> None:
+    odd = Series("Latency", "one", buckets, max((high for high, _ in buckets), default=0))
+    run = Run(title="odd", taken="now", series=[odd, series("other")])
+    assert_loads_nothing(page(run, [("before", full_run()), ("odd", run)]))
+    # The reference for what a page tells is the histogram itself.
+    assert odd.histogram.count == sum(count for _, count in buckets)
+
+
+def test_a_report_of_too_much_says_what_it_leaves_out(tmp_path: Path) -> None:
+    marks = [Mark(n / 1e5, "roll", "ticks") for n in range(100_001)]
+    run = Run(
+        title="much",
+        taken="now",
+        notes=["as ever"],
+        series=[series(str(n)) for n in range(1_001)],
+        timelines=[Timeline("gaps", 11.0, [Window(0.0, 1, 1, 1, 1)], marks)],
+        tables=[Table("Counters", ["n"], [[n] for n in range(-1, 12_000)])],
+    )
+    found = within_bounds(run)
+    assert found.notes == [
+        "as ever",
+        "More than a report holds, and left out: 1 of 1,001 histograms, "
+        "1 of 100,001 marks of gaps, 2,001 of 12,001 rows of 'Counters'.",
+    ]
+    assert (len(found.series), len(found.tables[0].rows)) == (1_000, 10_000)
+    assert len(run.series) == 1_001
+    file = tmp_path / "run.json"
+    file.write_bytes(found.to_json())
+    assert read_run(file) == found
 
 
 #: A page takes some ten milliseconds.
@@ -447,13 +495,16 @@ def test_what_is_hostile_in_a_bus_stands_in_the_report_with_the_reason(tmp_path:
     good = CountersFile.create(tmp_path / "COUNTERS")
     thread = {"name": "<i>\ud800" + "x" * 10_000, "block": 4, "counters": ["\x1b[2J"], "core": "x"}
     more = {"kernel": {"faults_minor": -1}, "failure": ["odd"], "guard_seen": 1 << 70}
-    good.publish({"threads": [thread | more, {"block": "no"}, 3], "services": {"s": 1}})
+    alike = {"name": "y", "core": True, "guard_seen": True, "kernel": {"faults_minor": True}}
+    threads = [thread | more, alike | {"block": 5}, alike | {"block": 6}, {"block": "no"}, 3]
+    good.publish({"threads": threads, "services": {"s": {"restarts": 10**400}}})
     run = report_bus.collect(tmp_path, taken="now")
     refused = {str(row[0]): str(row[1]) for row in table(run, "What could not be read")}
     assert "no counters file" in refused["<b>bad"]
     assert table(run, "Endpoints")[0][1] == "refused"
     assert str(table(run, "Queues")[0][1]).startswith("damaged")
-    assert [row[2] for row in table(run, "Hot threads")] == ["not pinned"]
+    assert [row[2] for row in table(run, "Hot threads")] == ["not pinned"] * 3
+    assert [row[0] for row in table(run, "Hot threads")][1:] == ["y", "y (2)"]
     text = page(run)
     assert_loads_nothing(text)
     file = tmp_path / "page.html"

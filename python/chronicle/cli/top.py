@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from chronicle.cli.arguments import add_command, add_json
@@ -125,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
             from chronicle.top.serving import end_with_server
 
             end_with_server()
+        else:
+            _check_terminal()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("textual", "textual_serve"):
             raise
@@ -134,6 +137,20 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     TopApp(collector, interval_s=options.interval).run()
     return 0
+
+
+def _check_terminal() -> None:
+    """Refuse to draw where nobody sees it, or could end it."""
+    from chronicle.errors import BadArgument
+
+    # Textual takes keys from the one and draws on the other.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise BadArgument("the dashboard needs a terminal; use --once, or --serve for a browser")
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        raise BadArgument(
+            f"the dashboard cannot draw on this terminal: TERM={os.environ.get('TERM', '')!r}; "
+            "use --once, or --serve for a browser"
+        )
 
 
 def _look_twice(collector: Any, interval_s: float) -> View:

@@ -1,14 +1,15 @@
 """What a bus does: counters files, markers and queues below a directory, as a `Run`.
 
-Only looks, through what others leave to be seen: counters files are mapped, control blocks read,
-locks asked about. Nothing that is found is trusted: what cannot be read stands in the report with
-the reason.
+Only looks, through what others leave to be seen: counters files and control blocks are read, locks
+asked about; no reader is registered. Nothing that is found is trusted: what cannot be read stands
+in the report with the reason.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +129,12 @@ class _Watch:
             before = self.processes.get(name)
             is_new = before is not None and before.instance != process.instance
             self.processes[name] = process
+            alike: Counter[str] = Counter()
             for thread in process.threads:
                 key = thread.name if name == "." else f"{name}: {thread.name}"
+                alike[key] += 1
+                if alike[key] > 1:
+                    key += f" ({alike[key]})"
                 if is_new or key not in self.threads:
                     self.threads[key] = _Watched(thread, thread)
                 else:
@@ -162,8 +167,7 @@ def _faults_of(thread: ThreadCounts) -> int:
 
 def _kernel(thread: ThreadCounts, key: str) -> int | None:
     kernel = thread.about.get("kernel")
-    value = kernel.get(key) if isinstance(kernel, dict) else None
-    return value if isinstance(value, int) and value >= 0 else None
+    return _whole(kernel, key) if isinstance(kernel, dict) else None
 
 
 def collect(
@@ -313,8 +317,8 @@ def _threads(watch: _Watch, seconds: float) -> Table:
     rows: list[list[_Cell]] = []
     for name, thread in watch.threads.items():
         last = thread.last
-        core = last.about.get("core")
-        row: list[_Cell] = [name, last.state, core if isinstance(core, int) else "not pinned"]
+        core = _whole(last.about, "core")
+        row: list[_Cell] = [name, last.state, "not pinned" if core is None else core]
         row += [last.words.get(word) for word, _ in _COUNTS]
         if seconds:
             many = last.words.get("messages", 0) - thread.first.words.get("messages", 0)
@@ -351,7 +355,7 @@ def _kernel_table(watch: _Watch) -> Table:
 
 def _whole(about: Mapping[str, object], key: str) -> int | None:
     value = about.get(key)
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def _handler_counters(watch: _Watch) -> Iterator[Table]:

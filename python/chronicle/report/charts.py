@@ -29,6 +29,9 @@ QUANTILES: Final = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 _DASHES: Final = ("none", "7 3", "2 3", "9 3 2 3", "14 4", "4 2 1 2", "10 3 2 3 2 3", "5 6")
 
 
+#: Quantiles closer to 1 than this have no label: a float does not tell them from 1.
+_NINES_MAX: Final = 12
+
 #: Of the text of ticks; an upper bound, so that labels never run into each other.
 _DIGIT_WIDTH: Final = 7.6
 
@@ -123,8 +126,8 @@ def percentiles(series: Sequence[tuple[str, Histogram]]) -> list[Node]:
 
         made = list(_time_axis(frame, y))
         taken = 0.0
-        for quantile in (0.0, 0.5, *(round(1 - 10.0**-n, 12) for n in range(1, int(x_last) + 1))):
-            at, text = x(_nines(1 - quantile)), percent_text(quantile)
+        for nines in (0.0, _nines(0.5), *range(1, min(int(x_last), _NINES_MAX) + 1)):
+            at, text = x(nines), percent_text(round(1 - 10.0**-nines, 12))
             made.append(_line(at, frame.top, at, frame.y_end, "grid"))
             half = len(text) * _DIGIT_WIDTH / 2
             place = min(at, frame.width - half)

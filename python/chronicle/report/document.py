@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ __all__ = [
     "within_bounds",
 ]
 
+_T = TypeVar("_T")
+
 DATA_ID: Final = "chronicle-run"
 """The id of the element of a page that holds its run."""
 
@@ -42,6 +44,11 @@ _FILE_BYTES_MAX: Final = 64 << 20
 _LINEAR_BITS: Final = 5
 _COUNT_MAX: Final = (1 << 63) - 1
 _TEXT_MAX: Final = 4_096
+#: Of anything that a run has a list of; what is longer is no page for people.
+_PARTS_MAX: Final = 1_000
+_WINDOWS_MAX: Final = 10_000
+_MARKS_MAX: Final = 100_000
+_ROWS_MAX: Final = 10_000
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_COUNT_MAX)]
 Number = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
@@ -77,7 +84,8 @@ class Series(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def histogram(self) -> Histogram:
         """The same as a histogram, for its quantiles."""
-        return Histogram(self.buckets, self.max_ns)
+        # Somebody else may have written it: sorted, and without empty buckets, as ours are.
+        return Histogram(sorted(one for one in self.buckets if one[1]), self.max_ns)
 
 
 class Window(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -122,8 +130,8 @@ class Timeline(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Text
     seconds: Number
-    windows: Annotated[list[Window], msgspec.Meta(max_length=10_000)]
-    marks: Annotated[list[Mark], msgspec.Meta(max_length=100_000)] = []
+    windows: Annotated[list[Window], msgspec.Meta(max_length=_WINDOWS_MAX)]
+    marks: Annotated[list[Mark], msgspec.Meta(max_length=_MARKS_MAX)] = []
 
 
 class Figure(msgspec.Struct, forbid_unknown_fields=True):
@@ -154,7 +162,7 @@ class Table(msgspec.Struct, forbid_unknown_fields=True):
 
     title: Text
     columns: Annotated[list[Text], msgspec.Meta(max_length=64)]
-    rows: Annotated[list[list[Text | float | int | None]], msgspec.Meta(max_length=10_000)]
+    rows: Annotated[list[list[Text | float | int | None]], msgspec.Meta(max_length=_ROWS_MAX)]
     note: Text = ""
 
 
@@ -184,10 +192,10 @@ class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     taken: Text
     machine: dict[Text, Text] = {}
     notes: list[Text] = []
-    series: Annotated[list[Series], msgspec.Meta(max_length=1_000)] = []
-    timelines: Annotated[list[Timeline], msgspec.Meta(max_length=1_000)] = []
-    figures: Annotated[list[Figure], msgspec.Meta(max_length=1_000)] = []
-    tables: Annotated[list[Table], msgspec.Meta(max_length=1_000)] = []
+    series: Annotated[list[Series], msgspec.Meta(max_length=_PARTS_MAX)] = []
+    timelines: Annotated[list[Timeline], msgspec.Meta(max_length=_PARTS_MAX)] = []
+    figures: Annotated[list[Figure], msgspec.Meta(max_length=_PARTS_MAX)] = []
+    tables: Annotated[list[Table], msgspec.Meta(max_length=_PARTS_MAX)] = []
 
     def to_json(self) -> bytes:
         """Return the run as JSON."""
@@ -197,10 +205,36 @@ class Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def within_bounds(run: Run) -> Run:
     """Return the run with everything in it that came from elsewhere cut to what a run may hold.
 
-    Text is shortened, and what it may not hold is shown escaped; numbers are cut to 63 bits.
+    Text is shortened, and what it may not hold is shown escaped; numbers are cut to 63 bits. Lists
+    are cut too, and a note says what is missing.
     """
-    made: Run = msgspec.convert(_bounded(msgspec.to_builtins(run)), type=Run)
+    made: Run = msgspec.convert(_bounded(msgspec.to_builtins(_shortened(run))), type=Run)
     return made
+
+
+def _shortened(run: Run) -> Run:
+    left_out: list[str] = []
+
+    def first(items: list[_T], count_max: int, what: str) -> list[_T]:
+        if len(items) > count_max:
+            left_out.append(f"{len(items) - count_max:,} of {len(items):,} {what}")
+        return items[:count_max]
+
+    series = first(run.series, _PARTS_MAX, "histograms")
+    timelines = [
+        msgspec.structs.replace(line, marks=first(line.marks, _MARKS_MAX, f"marks of {line.name}"))
+        for line in first(run.timelines, _PARTS_MAX, "charts over time")
+    ]
+    tables = [
+        msgspec.structs.replace(one, rows=first(one.rows, _ROWS_MAX, f"rows of '{one.title}'"))
+        for one in run.tables
+    ]
+    notes = run.notes
+    if left_out:
+        notes = [*notes, f"More than a report holds, and left out: {', '.join(left_out)}."]
+    return msgspec.structs.replace(
+        run, series=series, timelines=timelines, tables=tables, notes=notes
+    )
 
 
 def _bounded(value: Any) -> Any:
@@ -211,8 +245,8 @@ def _bounded(value: Any) -> Any:
         return {_bounded(key): _bounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_bounded(one) for one in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return min(value, _COUNT_MAX)
+    if isinstance(value, int):
+        return max(-_COUNT_MAX, min(int(value), _COUNT_MAX))
     return value
 
 

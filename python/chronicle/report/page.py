@@ -320,7 +320,7 @@ def hgrm(times: Histogram) -> bytes:
     for high, count in times.buckets:
         seen += count
         share = seen / total
-        inverse = f"{1 / (1 - share):14.2f}" if seen < total else ""
+        inverse = f"{total / (total - seen):14.2f}" if seen < total else ""
         lines.append(f"{high:12.3f} {share:2.12f} {seen:10d} {inverse}".rstrip())
     lines.append(f"#[Mean    = {times.mean_ns:12.3f}, StdDeviation   = {_deviation(times):12.3f}]")
     lines.append(f"#[Max     = {times.max_ns:12.3f}, Total count    = {total:12d}]")

@@ -137,9 +137,7 @@ class Collector:
                 problem=_text(found.problem),
                 held_by=_text(found.held_by),
                 readers=tuple(
-                    replace(
-                        reader, name=readers.shown(reader.name), problem=_text(reader.problem)
-                    )
+                    replace(reader, name=readers.shown(reader.name), problem=_text(reader.problem))
                     for reader in found.readers
                 ),
             )
@@ -187,8 +185,10 @@ class Collector:
         return None if told_ns is None else max(0.0, (now_ns - told_ns) / 1e9)
 
     def _status(self, name: str) -> Status:
-        # A look at one endpoint: it has its name in the directory above.
-        return Bus(self.path.parent).status(self.path.name) if name == "." else self._bus.status(name)
+        if name == ".":
+            # A look at one endpoint, whose name is that of the directory.
+            return Bus(self.path.parent).status(self.path.name)
+        return self._bus.status(name)
 
     def _state(
         self,

@@ -10,18 +10,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import ipaddress
+import json
 import os
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from textual_serve.server import Server
 
 if TYPE_CHECKING:
+    from textual_serve.app_service import AppService
+
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 __all__ = ["TopServer", "end_with_server", "serve"]
@@ -31,6 +35,10 @@ _SERVER = "CHRONICLE_TOP_SERVER"
 #: How long the end of the server waits for those of the dashboards.
 _PATIENCE_S = 5.0
 _LOOK_S = 0.5
+#: Each visitor has a dashboard, which is a process of its own.
+_VISITORS_MAX: Final = 16
+#: Columns and lines of the largest screen that is drawn; more than a browser has room for.
+_SIZE_MAX: Final = (1_000, 500)
 
 #: The page asks for nothing from elsewhere: its template names a font of another host.
 _POLICY = (
@@ -55,7 +63,8 @@ class TopServer(Server):
     def __init__(
         self, bus: str | os.PathLike[str], interval_s: float, *, host: str, port: int
     ) -> None:
-        words = [sys.executable, "-m", "chronicle.cli", "top", os.fspath(bus)]
+        # In full: a name that begins with a hyphen is no option.
+        words = [sys.executable, "-m", "chronicle.cli", "top", str(Path(bus).absolute())]
         # Without `exec` a shell stays between us and the dashboard, which then cannot see our end.
         command = "exec " + shlex.join([*words, "--interval", f"{interval_s:g}"])
         self._visitors: set[asyncio.Task[Any]] = set()
@@ -71,12 +80,18 @@ class TopServer(Server):
 
     def refusal(self, request: web.Request) -> str | None:
         """Say why a request is not answered; ``None`` if it is."""
-        name = request.url.host or ""
+        try:
+            name = request.url.host or ""
+        except ValueError:
+            return "not for this host: it has no name that could be"
         if self.is_local and name not in ("localhost", "127.0.0.1", "::1", self.host):
             return f"not for this host: {name!r}"
         origin = request.headers.get("Origin")
         if origin is not None and origin != f"{request.scheme}://{request.host}":
             return "asked for by another page"
+        asked = [request.query.get(name) for name in ("width", "height")]
+        if asked != [None, None] and _size(*asked) is None:
+            return f"no size of a screen: found={asked}"
         return None
 
     async def _make_app(self) -> web.Application:
@@ -103,6 +118,8 @@ class TopServer(Server):
 
     async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Show the dashboard to one visitor, until one of the two goes."""
+        if len(self._visitors) >= _VISITORS_MAX:
+            raise web.HTTPServiceUnavailable(text=f"{_VISITORS_MAX} visitors look already")
         task = asyncio.current_task()
         assert task is not None
         self._visitors.add(task)
@@ -110,6 +127,28 @@ class TopServer(Server):
             return await super().handle_websocket(request)
         finally:
             self._visitors.discard(task)
+
+    async def _process_messages(
+        self, websocket: web.WebSocketResponse, app_service: AppService
+    ) -> None:
+        """Pass on what a visitor does; what our own page would not send ends his visit."""
+        async for message in websocket:
+            if message.type != WSMsgType.TEXT:
+                continue
+            match _parsed(message.data):
+                case ["stdin", str(keys)]:
+                    await app_service.send_bytes(keys.encode("utf-8", "replace"))
+                case ["resize", {"width": int(width), "height": int(height)}]:
+                    if (size := _size(width, height)) is not None:
+                        await app_service.set_terminal_size(*size)
+                case ["ping", data]:
+                    await websocket.send_json(["pong", data])
+                case ["blur", *_]:
+                    await app_service.blur()
+                case ["focus", *_]:
+                    await app_service.focus()
+                case _:
+                    return
 
     async def on_shutdown(self, app: web.Application) -> None:  # noqa: ARG002 - as it is called
         """Send all visitors away; their dashboards end."""
@@ -131,6 +170,27 @@ class TopServer(Server):
 
     def initialize_logging(self) -> None:
         """Leave logging as it is."""
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _size(width: object, height: object) -> tuple[int, int] | None:
+    """Return a size that a screen can have.
+
+    >>> _size("80", "24"), _size(80, 24), _size("99999999", "24"), _size(-1, 24), _size("x", None)
+    ((80, 24), (80, 24), None, None, None)
+    """
+    try:
+        columns, lines = int(str(width)), int(str(height))
+    except ValueError:
+        return None
+    fits = 0 < columns <= _SIZE_MAX[0] and 0 < lines <= _SIZE_MAX[1]
+    return (columns, lines) if fits else None
 
 
 def end_with_server() -> None:
