@@ -121,7 +121,8 @@ def start_as_pair(start: Start) -> tuple[str, int]:
         # Not timestamp() * 1e9: a float has no room for nanoseconds.
         since = start - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
         micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-        return "time", max(micros, 0) * 1_000
+        # Whatever is later than the last time that a message can have is as late as that.
+        return "time", min(max(micros, 0) * 1_000, _U64_MAX)
     raise BadArgument(
         f"bad start: found={start!r} expected='resume', 'earliest', 'latest', "
         "a sequence number or a datetime"
@@ -792,19 +793,20 @@ class Queue:
             The first message: ``"earliest"``, a sequence number, or a datetime with a time zone.
         stop
             The first message that is left out, or the time from which on messages are left out, as
-            `QueueReader.seek` finds it. By default all that is there now.
+            `QueueReader.seek` finds it. By default all that is there now. Not after `start`: no
+            messages, as in a slice.
 
         Raises
         ------
         BadArgument
-            If it cannot be told which type is meant, or the range is none.
+            If it cannot be told which type is meant, or where the range begins or ends.
         SchemaMismatch
-            If a message of the type has another size than its class.
+            If the class has other fields than the stored schema, or a message another size.
         Gap
             If messages of the range were deleted; not for ``start="earliest"`` and what was
             deleted before.
         SequenceNotWritten
-            If `start` is beyond the next message.
+            If `start` or `stop` is a number beyond the next message.
         """
         from chronicle import frames
 
@@ -896,7 +898,7 @@ class Queue:
         cls = self._class_meant(message)
         if start == "resume":
             raise BadArgument("bad start: found='resume'; a queue has no cursor, its readers have")
-        end = self._seq_of("latest" if stop is None else stop)
+        end = self._end_of(stop)
         blocks = []
         with self.open_subscriber(self.path, None, start=start) as reader:
             is_first = True
@@ -917,13 +919,30 @@ class Queue:
                     blocks.append((_lay_over(run, cls.dtype), _headers_of(run)))
         return cls, blocks
 
-    def _seq_of(self, place: Start) -> int:
+    def _end_of(self, stop: int | dt.datetime | None) -> int:
+        """Return the number of the first message behind a range."""
+        if isinstance(stop, str):
+            raise BadArgument(f"bad stop: found={stop!r} expected=a sequence number or a datetime")
+        place: Start = "latest" if stop is None else stop
         with self.open_subscriber(self.path, None, start=place) as reader:
             return reader.next_seq
 
+    def _checked(self, cls: type[MessageBase]) -> type[MessageBase]:
+        """Return the class, if it is a message's, and the one that the queue was written with."""
+        # The base itself has no layout.
+        if not issubclass(cls, MessageBase) or not hasattr(cls, "type_id"):
+            raise BadArgument(f"no message: class={cls!r}; pass one made with @chronicle.message")
+        stored = self.types.get(cls.type_id)
+        if stored is not None and stored.schema["fields"] != cls.schema["fields"]:
+            raise SchemaMismatch(
+                f"type_id={cls.type_id} of queue '{self.path}' is {stored.schema}, not "
+                f"{cls.schema}; leave the class out, or pass its name"
+            )
+        return cls
+
     def _class_meant(self, message: type[MessageBase] | int | str | None) -> type[MessageBase]:
         if isinstance(message, type):
-            return message
+            return self._checked(message)
         known = {cls.__name__: cls for cls in self.types.values()}
         if message is None and len(known) == 1:
             return next(iter(known.values()))

@@ -39,7 +39,7 @@ from chronicle.message import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.queue_support import SEGMENT_BYTES, Trade, fill, publisher
+from tests.queue_support import SEGMENT_BYTES, Trade, fill, publisher, subscriber
 from tests.unit.test_report import HOSTILE, Page
 
 
@@ -285,6 +285,95 @@ def test_ranges_by_time(path: Path) -> None:
         found(start=1_000)
     with pytest.raises(BadArgument, match="has no cursor"):
         found(start="resume")
+
+
+@pytest.mark.parametrize("place", ["start", "stop"])
+def test_a_range_of_any_kind_is_a_table_or_an_error_of_ours(path: Path, place: str) -> None:
+    trades(path, 100)
+    queue = chronicle.Queue(path)
+    far = dt.datetime.max.replace(tzinfo=dt.UTC)
+    early = dt.datetime.min.replace(tzinfo=dt.UTC)
+    rows: dict[Any, int]
+    rows = {"start": {0: 100, 101: 0, far: 0, early: 100}, "stop": {0: 0, 101: 100, far: 100}}[
+        place
+    ]
+    for value, count in rows.items():
+        for make in (queue.to_numpy, queue.to_arrow, queue.to_polars, queue.to_pandas):
+            assert len(make(**{place: value})) == count, value
+    for wrong in (-1, 1 << 64, 1.5, True, "resume", "junk", object()):
+        with pytest.raises(BadArgument, match="bad st"):
+            queue.to_arrow(**{place: wrong})
+    with pytest.raises(SequenceNotWritten):
+        queue.to_numpy(**{place: 102})
+
+
+def test_a_time_beyond_all_times_is_behind_all_messages(path: Path) -> None:
+    with publisher(path) as writer, subscriber(path) as reader:
+        fill(writer, 3)
+        reader.seek(dt.datetime.max.replace(tzinfo=dt.UTC))
+        assert reader.next_seq == 4
+
+
+def test_another_class_of_the_type_is_no_way_to_read_it(path: Path) -> None:
+    @message(Trade.type_id)
+    class Changed(MessageBase):
+        """As long as a trade, and something else."""
+
+        price: f64
+        symbol: Annotated[bytes, Chars(8)]
+        qty: u64
+
+    trades(path, 3)
+    queue = chronicle.Queue(path)
+    with pytest.raises(SchemaMismatch, match="leave the class out"):
+        queue.to_numpy(Changed)
+    for wrong in (int, MessageBase):
+        with pytest.raises(BadArgument, match=r"no message: class=.*@chronicle\.message"):
+            queue.to_numpy(wrong)
+    (path / "queue.json").unlink()
+    assert len(chronicle.Queue(path).to_numpy(Changed)) == 3, "nothing says that it is wrong"
+
+
+def test_types_that_take_turns_and_epochs_that_add_some(path: Path) -> None:
+    with publisher(path, schema=[Trade]) as writer:
+        writer.publish(Trade(price=1, symbol=b"A", qty=1))
+    with publisher(path, schema=[Other]) as writer:
+        for number in range(500):
+            writer.publish(Other(number=number))
+            writer.publish(Trade(price=number, symbol=b"B", qty=(1 << 64) - 1))
+    queue = chronicle.Queue(path)
+    assert queue.to_arrow("Other")["number"].to_pylist() == list(range(500))
+    trades_found = queue.to_polars("Trade")
+    assert trades_found["price"].to_list() == [1, *range(500)]
+    assert trades_found["qty"].max() == (1 << 64) - 1
+    assert queue.to_numpy("Trade", start=2, stop=6)["price"].tolist() == [0, 1]
+
+
+def test_tables_are_good_when_the_queue_its_files_and_the_interpreter_go(path: Path) -> None:
+    program = f"""
+import atexit, gc, shutil, sys
+import chronicle
+queue = chronicle.Queue({str(path)!r})
+tables = queue.to_numpy(), queue.to_arrow(), queue.to_polars(), queue.to_pandas()
+del queue
+gc.collect()
+shutil.rmtree({str(path)!r})
+
+def check():
+    array, arrow, frame, pandas = tables
+    found = [array["price"], arrow["price"].to_numpy(), frame["price"], pandas["price"]]
+    print([int(column.sum()) for column in found])
+
+check()
+atexit.register(check)
+sys.keep = tables
+"""
+    trades(path, 100)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == [str([5050] * 4)] * 2
 
 
 def test_what_was_deleted_is_told(path: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import chronicle
 import pytest
 from chronicle.errors import BadArgument, DecodeError
 from chronicle.hot import Counter, CountersFile, Handler, read_counters
 from chronicle.hot.counters import describe
+from chronicle.hot.meter import HotStatus
 from chronicle.message import MessageBase, i64
+from chronicle.sidecar.supervise import Health, State
+from chronicle.sidecar.telling import Telling
 
 from tests.sidecar_support import eventually
 
@@ -291,3 +297,55 @@ def test_what_is_no_file_is_refused_and_nobody_waits_for_it(tmp_path: Path, plac
             server.bind(str(path))
     with pytest.raises(OSError, match=r"seek|directory|device"):
         read_counters(path)
+
+
+class Crowd:
+    """A sidecar with more to tell than there is room for."""
+
+    def __init__(self, services: int, names: int) -> None:
+        thread = SimpleNamespace(
+            name="h",
+            core=None,
+            counters_block=4,
+            settings={},
+            failure=None,
+            counters=[f"{number:0100}" for number in range(names)],
+            status=HotStatus("running"),
+        )
+        self.cares: Any = [SimpleNamespace(thread=thread)]
+        well = Health(State.RUNNING, 0, None, None, "x" * 300, healthy=True)
+        sick = Health(State.FAILED, 9, "boom" * 75, None, "x" * 300, healthy=False)
+        self._health = {f"service {number}": well for number in range(services)} | {"sick": sick}
+
+    def health(self) -> dict[str, Health]:
+        return self._health
+
+
+@pytest.mark.parametrize(
+    ("services", "names", "left_out"),
+    [
+        (1, 1, None),
+        (200, 1, ["log"]),
+        (700, 1, ["log", "details of services"]),
+        (1_500, 1, ["log", "details of services", "services that work"]),
+        (
+            *(1, 2_000),
+            ["log", "details of services", "services that work", "names of counters"],
+        ),
+    ],
+)
+def test_a_process_with_too_much_to_tell_tells_what_matters_most(
+    counters: CountersFile, services: int, names: int, left_out: list[str] | None
+) -> None:
+    telling = Telling(Crowd(services, names), counters, interval_s=1.0, log="crowd", log_lines=200)
+    service = telling.service("counters")
+    for number in range(200):
+        logging.getLogger("crowd").error("%0200d", number)
+    telling.tell()
+    logging.getLogger("crowd").removeHandler(telling._tail)
+    found = read_counters(counters.path)
+    assert [thread.name for thread in found.threads] == ["h"]
+    assert found.document["services"]["sick"]["state"] == "failed"
+    assert found.document.get("left_out") == left_out
+    assert (left_out is None) == bool(found.document["log"])
+    assert service.detail == (f"too long, left out: {', '.join(left_out)}" if left_out else "")

@@ -20,6 +20,7 @@ from chronicle.hot import Counter, Output
 from chronicle.message import MessageBase, i64
 from chronicle.sidecar import Backoff, State
 from chronicle.sidecar.handover import HandOver
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.queue_support import (
     PATIENCE_S,
@@ -595,6 +596,61 @@ def test_a_scrape_tells_of_threads_queues_mirrors_and_services(folder):
         assert found['chronicle_hot_messages_total{thread="h"}'] == 100
     with pytest.raises(OSError, match="refused"):
         scrape(metrics.port)
+
+
+def test_names_that_are_no_text_are_told_and_end_no_label(folder):
+    odd = folder / os.fsdecode(b'\xff"}\n\\evil{x="')
+    with (
+        publisher(odd) as writer,
+        subscriber(odd, "risk") as reader,
+        chronicle.Sidecar() as sidecar,
+    ):
+        fill(writer, 3)
+        reader.next()
+        reader.commit()
+        (odd / "readers" / os.fsdecode(b"\xfe.cursor")).write_bytes(b"\xff" * 4096)
+        os.mkfifo(odd / "readers" / "pipe.cursor")
+        metrics = sidecar.metrics(queues=[str(folder / "*")])
+        sidecar.heartbeat(odd)
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics.port}/metrics") as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples]
+    name = str(folder / "\\xff") + '"}\n\\evil{x="'
+    (found,) = [one for one in samples if one.name == "chronicle_queue_next_seq"]
+    assert (found.labels, found.value) == ({"queue": name}, 4)
+    lags = [one for one in samples if one.name == "chronicle_reader_lag_messages"]
+    assert {one.labels["reader"]: one.value for one in lags} == {"risk": 2, "\\xfe": 0}
+    assert f"heartbeat {name}" in {one.labels.get("service") for one in samples}
+
+
+def test_many_scrapes_while_the_sidecar_ends_are_whole_or_refused(folder):
+    with publisher(folder / "q") as writer:
+        fill(writer, 10)
+        sidecar = chronicle.Sidecar().start()
+        log = Log()
+        hot = hot_thread(log, readers=[subscriber(folder / "q", "risk")], name="h")
+        sidecar.attach(hot)
+        port = sidecar.metrics().port
+        whole, others = [], []
+
+        def ask() -> None:
+            try:
+                while True:
+                    whole.append('chronicle_hot_messages_total{thread="h"}' in scrape(port))
+            except OSError:
+                return
+            except Exception as error:
+                others.append(error)
+
+        clients = [threading.Thread(target=ask) for _ in range(20)]
+        for client in clients:
+            client.start()
+        eventually(lambda: len(whole) >= 40)
+        assert sidecar.stop().unfinished == ()
+        for client in clients:
+            client.join()
+    assert others == []
+    assert all(whole)
 
 
 def test_a_port_that_is_taken_and_a_missing_library_are_told_at_once(monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -156,8 +157,8 @@ class Metrics:
         restarts = _family("counter", "service_restarts", "Restarts after an error", "service")
         for name, health in self._sidecar.health().items():
             works = health.healthy and health.state is not State.STOPPED
-            up.add_metric([name], int(works))
-            restarts.add_metric([name], health.restarts)
+            up.add_metric([_label(name)], int(works))
+            restarts.add_metric([_label(name)], health.restarts)
         yield up
         yield restarts
 
@@ -215,16 +216,17 @@ class Metrics:
         lag = _family("gauge", "reader_lag_messages", "Not committed yet", "queue", "reader")
         for queue in sorted(self._queues()):
             # It may vanish at any moment, and then it is not told.
+            label = _label(queue)
             with contextlib.suppress(OSError, ChronicleError):
                 control = files.Control.read(queue)
                 with Queue.open_subscriber(queue, None, start="latest") as reader:
                     tail = reader.next_seq
                 count = control.tail_segment - control.floor_segment + 1
-                next_seq.add_metric([str(queue)], tail)
-                segments.add_metric([str(queue)], count)
-                size.add_metric([str(queue)], count * control.geometry.segment_bytes)
+                next_seq.add_metric([label], tail)
+                segments.add_metric([label], count)
+                size.add_metric([label], count * control.geometry.segment_bytes)
                 for name, seq in _cursors(queue):
-                    lag.add_metric([str(queue), name], max(0, tail - seq))
+                    lag.add_metric([label, name], max(0, tail - seq))
         yield from (next_seq, segments, size, lag)
 
     def _queues(self) -> set[Path]:
@@ -252,7 +254,7 @@ class Metrics:
         for name, (kind, text, value) in about.items():
             family = _family(kind, name, text, "queue", "mirror")
             for mirror in mirrors:
-                labels = [str(mirror.source), str(mirror.target)]
+                labels = [_label(mirror.source), _label(mirror.target)]
                 family.add_metric(labels, value(mirror.status))
             yield family
 
@@ -297,7 +299,8 @@ def _cursors(queue: Path) -> Iterator[tuple[str, int]]:
             page = files.read_whole(path, files.PAGE_BYTES)
             seq, placed = page[128:136], page[148:152]
             if any(placed):
-                yield path.name.removesuffix(files.CURSOR_SUFFIX), int.from_bytes(seq, "little")
+                name = _label(path.name.removesuffix(files.CURSOR_SUFFIX))
+                yield name, int.from_bytes(seq, "little")
 
 
 def _family(kind: str, name: str, text: str, *labels: str) -> Any:
@@ -305,6 +308,11 @@ def _family(kind: str, name: str, text: str, *labels: str) -> Any:
 
     made = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
     return made(f"chronicle_{name}", text, labels=labels)
+
+
+def _label(name: str | Path) -> str:
+    """Return a name as a label: a file's need be no text, and one that is none fails a scrape."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _gauge(name: str, text: str, value: float) -> Any:

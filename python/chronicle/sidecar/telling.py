@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from chronicle.errors import BadArgument
 from chronicle.hot.counters import CountersFile, describe
@@ -16,7 +16,7 @@ from chronicle.sidecar.supervise import Health, Service, Stage
 from chronicle.sidecar.workers import in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from chronicle.hot.kernel import ThreadCounters
 
@@ -171,15 +171,31 @@ class Telling:
         """Publish what there is now."""
         attached: list[Any] = [care.thread for care in self._sidecar.cares]
         threads = [t for t in attached if getattr(t, "counters_block", None) is not None]
-        services = {name: _health(health) for name, health in self._sidecar.health().items()}
-        self._counters.publish(
-            {
-                "threads": [self._describe(thread) for thread in threads],
-                "services": services,
-                "log": self._tail.lines(),
-                "cpu_s": time.process_time(),
-            }
-        )
+        health = self._sidecar.health()
+        document: dict[str, Any] = {
+            "threads": [self._describe(thread) for thread in threads],
+            "services": {name: _health(one) for name, one in health.items()},
+            "log": self._tail.lines(),
+            "cpu_s": time.process_time(),
+        }
+        self._publish(document)
+
+    def _publish(self, document: dict[str, Any]) -> None:
+        """Publish; what is too long without what matters least, rather than not at all."""
+        left_out: list[str] = []
+        for what, leave_out in _LEFT_OUT.items():
+            try:
+                self._counters.publish(document)
+            except BadArgument:
+                leave_out(document)
+                left_out.append(what)
+                document["left_out"] = left_out
+            else:
+                break
+        else:
+            self._counters.publish(document)
+        if self._service is not None:
+            self._service.detail = f"too long, left out: {', '.join(left_out)}" if left_out else ""
 
     def _describe(self, thread: Any) -> dict[str, Any]:
         """Add what the kernel has counted since the first look; the last look outlives the thread.
@@ -198,6 +214,34 @@ class Telling:
             told["kernel"] = last._asdict()
             told["kernel_since_start"] = last.since(first)._asdict()
         return told
+
+
+def _without_log(document: dict[str, Any]) -> None:
+    document["log"] = []
+
+
+def _without_words(document: dict[str, Any]) -> None:
+    for service in document["services"].values():
+        service.update(detail="", last_error=None)
+
+
+def _without_well(document: dict[str, Any]) -> None:
+    services = document["services"].items()
+    document["services"] = {name: one for name, one in services if not one["healthy"]}
+
+
+def _without_counters(document: dict[str, Any]) -> None:
+    for thread in document["threads"]:
+        thread["counters"] = []
+
+
+#: What a document that is too long does without, one after the other.
+_LEFT_OUT: Final[Mapping[str, Callable[[dict[str, Any]], None]]] = {
+    "log": _without_log,
+    "details of services": _without_words,
+    "services that work": _without_well,
+    "names of counters": _without_counters,
+}
 
 
 def _health(health: Health) -> dict[str, Any]:
