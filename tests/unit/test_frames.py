@@ -298,13 +298,16 @@ def test_a_range_of_any_kind_is_a_table_or_an_error_of_ours(path: Path, place: s
         place
     ]
     for value, count in rows.items():
+        limits: dict[str, Any] = {place: value}
         for make in (queue.to_numpy, queue.to_arrow, queue.to_polars, queue.to_pandas):
-            assert len(make(**{place: value})) == count, value
+            assert len(make(**limits)) == count, value
     for wrong in (-1, 1 << 64, 1.5, True, "resume", "junk", object()):
+        limits = {place: wrong}
         with pytest.raises(BadArgument, match="bad st"):
-            queue.to_arrow(**{place: wrong})
+            queue.to_arrow(**limits)
+    limits = {place: 102}
     with pytest.raises(SequenceNotWritten):
-        queue.to_numpy(**{place: 102})
+        queue.to_numpy(**limits)
 
 
 def test_a_time_beyond_all_times_is_behind_all_messages(path: Path) -> None:
@@ -327,7 +330,8 @@ def test_another_class_of_the_type_is_no_way_to_read_it(path: Path) -> None:
     queue = chronicle.Queue(path)
     with pytest.raises(SchemaMismatch, match="leave the class out"):
         queue.to_numpy(Changed)
-    for wrong in (int, MessageBase):
+    no_messages: tuple[Any, ...] = (int, MessageBase)
+    for wrong in no_messages:
         with pytest.raises(BadArgument, match=r"no message: class=.*@chronicle\.message"):
             queue.to_numpy(wrong)
     (path / "queue.json").unlink()

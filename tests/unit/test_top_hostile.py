@@ -149,7 +149,7 @@ def test_a_wall_clock_that_steps_back_hides_no_process_that_stands(
     counters.publish({})
     later_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60 * 10**9
     monkeypatch.setattr(collect_module, "clock_ns", lambda: 0)
-    monkeypatch.setattr(collect_module.time, "clock_gettime_ns", lambda clock: later_ns)
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: later_ns)
     (found,) = Collector(folder).look().processes
     assert (found.state, found.reason) == ("stalled", "counters not told")
     assert found.told_age_s is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -132,9 +132,10 @@ class QueueDetail(Detail):
             return
         facts.update(Text("\n".join(details.queue_lines(queue, view)) + "\n"))
         self.query_one("#readers", Board).show(details.readers_table(queue))
-        # Made when its turn comes: the next look may be there before, and take its place.
-        self.run_worker(partial(self._read_messages, Path(queue.path)), exclusive=True)
+        self._read_messages(Path(queue.path))
 
+    # So that it begins when its turn comes: the next look may be there before, and take its place.
+    @work(exclusive=True)
     async def _read_messages(self, path: Path) -> None:
         text = await asyncio.to_thread(messages_text, path)
         self.query_one("#messages", Static).update(text)
