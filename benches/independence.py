@@ -21,12 +21,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chronicle
 from chronicle.hot import on
@@ -77,6 +77,17 @@ Disturbance = Callable[[Rig], AbstractContextManager[None]]
 
 
 @contextlib.contextmanager
+def _while_runs(rig: Rig, work: Coroutine[Any, Any, None], over: threading.Event) -> Iterator[None]:
+    """Run something on the sidecar until the block is left, which `over` says."""
+    done = rig.sidecar.run(work)
+    try:
+        yield
+    finally:
+        over.set()
+        done.result(PATIENCE_S)
+
+
+@contextlib.contextmanager
 def _on_the_sidecar(rig: Rig, work: Callable[[], object]) -> Iterator[None]:
     """Do something again and again on the sidecar's own loop, which it blocks."""
     over = threading.Event()
@@ -87,12 +98,8 @@ def _on_the_sidecar(rig: Rig, work: Callable[[], object]) -> Iterator[None]:
             # The loop gets a turn, as between two tasks that block.
             await asyncio.sleep(0.001)
 
-    done = rig.sidecar.run(repeat())
-    try:
+    with _while_runs(rig, repeat(), over):
         yield
-    finally:
-        over.set()
-        done.result(PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -104,14 +111,10 @@ def _stalled(rig: Rig) -> Iterator[None]:
         begun.set()
         over.wait(PATIENCE_S)
 
-    done = rig.sidecar.run(block())
-    if not begun.wait(PATIENCE_S):
-        raise TimeoutError("the sidecar's loop does not come to the task that blocks it")
-    try:
+    with _while_runs(rig, block(), over):
+        if not begun.wait(PATIENCE_S):
+            raise TimeoutError("the sidecar's loop does not come to the task that blocks it")
         yield
-    finally:
-        over.set()
-        done.result(PATIENCE_S)
 
 
 @contextlib.contextmanager

@@ -150,6 +150,15 @@ class Report:
         if found != wanted:
             self.wrong.append(f"{name}: found={found} expected={wanted}")
 
+    def say(self, width: int) -> int:
+        """Print everything, names as wide as this; return the program's exit status."""
+        for name, fact in self.facts.items():
+            print(f"{name:{width}} {fact}")
+        for line in self.wrong:
+            print(f"WRONG   {line}")
+        print("clean" if not self.wrong else f"{len(self.wrong)} things are wrong")
+        return 1 if self.wrong else 0
+
 
 def feed(path: str, stream: int, stop: Event, sent: Any) -> None:
     """Write one source at a fixed rate, until told to stop."""
@@ -465,12 +474,7 @@ def main() -> int:
     report = Report()
     with tempfile.TemporaryDirectory(prefix="chronicle-soak-", dir=options.folder) as folder:
         run(options, Path(folder), report)
-    for name, fact in report.facts.items():
-        print(f"{name:36} {fact}")
-    for line in report.wrong:
-        print(f"WRONG   {line}")
-    print("clean" if not report.wrong else f"{len(report.wrong)} things are wrong")
-    return 1 if report.wrong else 0
+    return report.say(width=36)
 
 
 if __name__ == "__main__":

@@ -291,12 +291,7 @@ def main() -> int:
     report.expect("page faults while watched", watched.faults, 0)
     if ratio > options.ratio_max:
         report.wrong.append(f"looking disturbs: ratio={ratio:.3f} max={options.ratio_max}")
-    for name, fact in report.facts.items():
-        print(f"{name:40} {fact}")
-    for line in report.wrong:
-        print(f"WRONG   {line}")
-    print("clean" if not report.wrong else f"{len(report.wrong)} things are wrong")
-    return 1 if report.wrong else 0
+    return report.say(width=40)
 
 
 if __name__ == "__main__":

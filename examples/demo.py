@@ -38,6 +38,7 @@ from chronicle.feeds.generate import SYMBOLS
 from chronicle.feeds.iex import BuyLevel, QuoteUpdate, SellLevel
 from chronicle.hot import choose_wait, read_counters
 from orders import Action, Forward, Order, session_of
+from persistence import duration
 from wire import Wire, choose_wire
 
 if TYPE_CHECKING:
@@ -244,18 +245,6 @@ def find_queues(bus: Path) -> dict[str, dict[str, Any]]:
 
 
 # --- What is printed ------------------------------------------------------------------------------
-
-
-def duration(ns: int) -> str:
-    """Return a duration for people.
-
-    >>> duration(850), duration(12_340), duration(4_200_000)
-    ('850 ns', '12.3 us', '4.2 ms')
-    """
-    for limit, factor, unit in ((1_000, 1, "ns"), (1_000_000, 1e3, "us"), (10**9, 1e6, "ms")):
-        if abs(ns) < limit:
-            return f"{ns / factor:.3g} {unit}"
-    return f"{ns / 1e9:.3g} s"
 
 
 def make_table(*columns: str) -> Table:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from chronicle.sidecar.discovery import Appeared, Change, Ready, Vanished
+
 from tests.queue_support import PATIENCE_S
 
 R = TypeVar("R")
@@ -51,3 +53,22 @@ def eventually(condition: Callable[[], object], what: str = "the condition") -> 
     while not condition():
         assert time.monotonic() < end_s, f"waited in vain for {what}"
         time.sleep(0.001)
+
+
+def what_is_there(changes: list[Change]) -> dict[str, str | None]:
+    """Return path and identity of what the changes have left there; they must make sense.
+
+    Each `Appeared` has one `Vanished` behind it, and one `Ready` between at most.
+    """
+    state: dict[str, str | None] = {}
+    for change in changes:
+        match change:
+            case Appeared(path):
+                assert path not in state
+                state[path] = None
+            case Ready(path, identity):
+                assert state[path] is None
+                state[path] = identity
+            case Vanished(path, identity):
+                assert state.pop(path) == identity
+    return state

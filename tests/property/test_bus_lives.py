@@ -27,7 +27,7 @@ from hypothesis import given, settings
 
 from tests.fake_hot import FakeHot
 from tests.queue_support import publisher
-from tests.sidecar_support import eventually
+from tests.sidecar_support import eventually, what_is_there
 
 NAMES = ("a", "b")
 
@@ -235,22 +235,6 @@ def test_each_life_of_an_owner_is_told_once_whatever_happens_between_two_looks(s
         world.end()
 
 
-def check_grammar(changes: list[Change]) -> dict[str, str | None]:
-    """Each `Appeared` has one `Vanished` behind it, and one `Ready` between at most."""
-    state: dict[str, str | None] = {}
-    for change in changes:
-        match change:
-            case Appeared(path):
-                assert path not in state
-                state[path] = None
-            case Ready(path, identity):
-                assert state[path] is None
-                state[path] = identity
-            case Vanished(path, identity):
-                assert state.pop(path) == identity
-    return state
-
-
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.sampled_from(NAMES)), max_size=60))
 @settings(max_examples=25, deadline=None)
 def test_what_happens_while_discovery_looks_is_told_at_most_once_and_the_end_is_true(steps):
@@ -268,7 +252,7 @@ def test_what_happens_while_discovery_looks_is_told_at_most_once_and_the_end_is_
             for step, name in [*BEGIN, *steps]:
                 getattr(world, step)(name)
             wanted = {path: identity for path, (_, identity) in world.truth().items()}
-            eventually(lambda: check_grammar(list(changes)) == wanted)
+            eventually(lambda: what_is_there(list(changes)) == wanted)
         world.end()
     readied = Counter(change.identity for change in changes if isinstance(change, Ready))
     assert all(count <= world.readied[identity] for identity, count in readied.items())

@@ -14,6 +14,8 @@ from chronicle.sidecar.discovery import Appeared, Change, Discovery, Ledger, Rea
 from chronicle.sidecar.scan import Found, Pattern
 from hypothesis import given, settings
 
+from tests.sidecar_support import what_is_there
+
 VENUES = ("a", "b")
 ENDS = ("in", "out")
 
@@ -133,17 +135,7 @@ FOUND = st.builds(
 @given(st.lists(st.dictionaries(st.sampled_from(["/a", "/b"]), FOUND), max_size=20))
 def test_what_is_told_of_a_path_always_makes_sense_in_order(looks):
     ledger = Ledger()
-    state: dict[str, str | None] = {}
+    told: list[Change] = []
     for look in [*looks, {}]:
-        for change in ledger.update(look):
-            match change:
-                case Appeared(path):
-                    assert path not in state
-                    state[path] = None
-                case Ready(path, identity):
-                    assert state[path] is None
-                    state[path] = identity
-                case Vanished(path, identity):
-                    assert state.pop(path) == identity
-        assert state == {path: found.identity for path, found in look.items()}
-    assert state == {}
+        told += ledger.update(look)
+        assert what_is_there(told) == {path: found.identity for path, found in look.items()}

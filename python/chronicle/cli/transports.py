@@ -21,7 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from chronicle import QueueReader, QueueWriter
 
 PAYLOAD_BYTES = 64
 RATE_PER_S = 10_000
@@ -81,19 +84,34 @@ def _chronicle_make(folder: Path) -> str:
     return str(path)
 
 
+def _appends(writer: QueueWriter) -> Send:
+    clock, append = now_ns, writer.append
+
+    def send(due_ns: int, payload: bytes) -> None:
+        while clock() < due_ns:
+            pass
+        append(1, payload)
+
+    return send
+
+
+def _polls(reader: QueueReader) -> Receive:
+    next_ = reader.next
+
+    def receive() -> memoryview:
+        while (message := next_()) is None:
+            pass
+        return message.payload
+
+    return receive
+
+
 @contextmanager
 def _chronicle_sender(path: str) -> Iterator[Send]:
     import chronicle
 
     with chronicle.Queue.open_publisher(path) as writer:
-        clock, append = now_ns, writer.append
-
-        def send(due_ns: int, payload: bytes) -> None:
-            while clock() < due_ns:
-                pass
-            append(1, payload)
-
-        yield send
+        yield _appends(writer)
 
 
 @contextmanager
@@ -101,14 +119,7 @@ def _chronicle_receiver(path: str) -> Iterator[Receive]:
     import chronicle
 
     with chronicle.Queue.open_subscriber(path, "bench") as reader:
-        next_ = reader.next
-
-        def receive() -> memoryview:
-            while (message := next_()) is None:
-                pass
-            return message.payload
-
-        yield receive
+        yield _polls(reader)
 
 
 # --- iceoryx2: polled, as is its way; copies by the shortest path that its Python API has ---
@@ -332,14 +343,7 @@ def _rolling_sender(path: str) -> Iterator[Send]:
         chronicle.Provisioner() as provisioner,
         chronicle.Queue.open_publisher(path, provisioner=provisioner) as writer,
     ):
-        clock, append = now_ns, writer.append
-
-        def send(due_ns: int, payload: bytes) -> None:
-            while clock() < due_ns:
-                pass
-            append(1, payload)
-
-        yield send
+        yield _appends(writer)
 
 
 @contextmanager
@@ -350,14 +354,7 @@ def _rolling_receiver(path: str) -> Iterator[Receive]:
         chronicle.Provisioner() as provisioner,
         chronicle.Queue.open_subscriber(path, "bench", provisioner=provisioner) as reader,
     ):
-        next_ = reader.next
-
-        def receive() -> memoryview:
-            while (message := next_()) is None:
-                pass
-            return message.payload
-
-        yield receive
+        yield _polls(reader)
 
 
 ROLLING = Transport(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterator
-from types import TracebackType
 
 from chronicle.feeds.batch import Batch, Counts
 from chronicle.feeds.binance import BinanceDecoder
@@ -120,12 +119,7 @@ class Capture(Iterator[Batch]):
     def __enter__(self) -> Capture:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -14,14 +14,13 @@ follow the specification only; the other DEEP layouts have been checked against 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import numpy as np
 
-from chronicle.feeds.batch import Batch, Counts
-from chronicle.feeds.continuity import Continuity, Headers
-from chronicle.feeds.packets import Framed, decode_framed
+from chronicle.feeds.batch import Batch
+from chronicle.feeds.continuity import Headers
+from chronicle.feeds.packets import Framed, PacketDecoder, decode_framed
 from chronicle.feeds.pcap import Packets
 from chronicle.feeds.type_ids import IEX, IEX_RAW, wire_type_id
 from chronicle.feeds.wire import MessageTable, WireLayout, windows
@@ -280,28 +279,12 @@ TABLE = MessageTable(
 )
 
 
-class IexDecoder:
+class IexDecoder(PacketDecoder):
     """Decodes chunks of UDP payloads of a capture.
 
     Streams are told apart by protocol and channel and not by address, so that a capture of both
     the A and the B feed gives every message once.
-
-    Parameters
-    ----------
-    counts
-        Running counts, shared with the reader of the capture.
     """
-
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        self._continuity = Continuity(counts)
-
-    def batches(self, chunks: Iterable[Packets]) -> Iterator[Batch]:
-        """Yield a batch for each chunk that has records."""
-        for packets in chunks:
-            batch = self.decode(packets)
-            if batch is not None and len(batch):
-                yield batch
 
     def decode(self, packets: Packets) -> Batch | None:
         """Return the records of one chunk, or ``None`` if no packet in it is IEX-TP."""

@@ -14,14 +14,12 @@ Source: MoldUDP64 protocol specification 1.00.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 
-from chronicle.feeds.batch import I64, U8, Batch, Bools, Counts
-from chronicle.feeds.continuity import Continuity, Headers
+from chronicle.feeds.batch import I64, U8, Batch, Bools
+from chronicle.feeds.continuity import Headers
 from chronicle.feeds.itch import TABLE
-from chronicle.feeds.packets import Framed, decode_framed
+from chronicle.feeds.packets import Framed, PacketDecoder, decode_framed
 from chronicle.feeds.pcap import Packets
 from chronicle.feeds.wire import windows
 
@@ -32,25 +30,8 @@ HEADER = np.dtype([("session", "S10"), ("sequence", ">u8"), ("count", ">u2")])
 """The downstream packet header as it is on the wire."""
 
 
-class MoldDecoder:
-    """Decodes chunks of UDP payloads of a capture.
-
-    Parameters
-    ----------
-    counts
-        Running counts, shared with the reader of the capture.
-    """
-
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        self._continuity = Continuity(counts)
-
-    def batches(self, chunks: Iterable[Packets]) -> Iterator[Batch]:
-        """Yield a batch for each chunk that has records."""
-        for packets in chunks:
-            batch = self.decode(packets)
-            if batch is not None and len(batch):
-                yield batch
+class MoldDecoder(PacketDecoder):
+    """Decodes chunks of UDP payloads of a capture."""
 
     def decode(self, packets: Packets) -> Batch | None:
         """Return the records of one chunk, or ``None`` if no packet in it is MoldUDP64."""

@@ -7,6 +7,8 @@ sequence, drop what was seen before, make typed records.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,33 @@ import numpy as np
 from chronicle.feeds.batch import I64, U8, U64, Batch, Bools, Counts, Event
 from chronicle.feeds.blocks import split_packets
 from chronicle.feeds.continuity import Continuity, Headers
+from chronicle.feeds.pcap import Packets
 from chronicle.feeds.wire import MessageTable
+
+
+class PacketDecoder(ABC):
+    """Decodes chunks of UDP payloads of a capture.
+
+    Parameters
+    ----------
+    counts
+        Running counts, shared with the reader of the capture.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._continuity = Continuity(counts)
+
+    def batches(self, chunks: Iterable[Packets]) -> Iterator[Batch]:
+        """Yield a batch for each chunk that has records."""
+        for packets in chunks:
+            batch = self.decode(packets)
+            if batch is not None and len(batch):
+                yield batch
+
+    @abstractmethod
+    def decode(self, packets: Packets) -> Batch | None:
+        """Return the records of one chunk, or ``None`` if no packet in it is of the feed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ next life.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from chronicle.feeds.books import (
@@ -38,11 +39,10 @@ from chronicle.feeds.iex import (
     TradeBreak,
     TradingStatus,
 )
-from chronicle.feeds.stream import read_span
+from chronicle.feeds.stream import Read, search_end
 from chronicle.feeds.type_ids import IEX_RAW
 from chronicle.hot import Bytes, Info, Output, SourceGap, on
 from chronicle.message import i64, u32
-from chronicle.queue import Queue
 
 __all__ = [
     "SNAPSHOT_CLASSES",
@@ -55,8 +55,6 @@ __all__ = [
 
 SNAPSHOT_CLASSES = (SnapshotBegin, SnapshotLevel, SnapshotEnd, SnapshotCycle)
 """The schema of a snapshot queue."""
-
-_WINDOW = 4_096
 
 
 class SnapshotPublisher(Books):
@@ -233,19 +231,16 @@ def find_cycle(path: str | os.PathLike[str]) -> Cycle | None:
     Reads backwards from the end until it is found: as many messages as two rounds have. Opens an
     unregistered reader; blocks for the disk.
     """
-    with Queue.open_subscriber(path, None, start="latest") as reader:
-        end = reader.next_seq
-        window = _WINDOW
-        while True:
-            first = max(1, end - window)
-            messages, oldest = read_span(reader, first, end)
-            found = begun = None
-            for seq, type_id, payload in messages:
-                if type_id == SnapshotCycle.type_id:
-                    mark = SnapshotCycle.view(payload)
-                    if begun is not None and mark.complete:
-                        found = begun
-                    begun = Cycle(seq, mark.live_seq)
-            if found is not None or first == 1 or oldest > first:
-                return found
-            window *= 8
+    return search_end(path, _last_cycle)
+
+
+def _last_cycle(messages: Iterable[Read]) -> Cycle | None:
+    """Return the last round that begins and ends in a run of messages."""
+    found = begun = None
+    for seq, type_id, payload in messages:
+        if type_id == SnapshotCycle.type_id:
+            mark = SnapshotCycle.view(payload)
+            if begun is not None and mark.complete:
+                found = begun
+            begun = Cycle(seq, mark.live_seq)
+    return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Protocol
 
 from chronicle.errors import ChronicleError, DecodeError
@@ -167,10 +166,5 @@ class ByteSource:
     def __enter__(self) -> ByteSource:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

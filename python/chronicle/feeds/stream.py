@@ -12,8 +12,8 @@ A *run* is one life of the sender's numbering: it begins with message 1. A sessi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from chronicle.errors import Gap
 from chronicle.feeds.type_ids import STREAM
@@ -30,7 +30,7 @@ __all__ = [
     "Position",
     "find_position",
     "position_after",
-    "read_span",
+    "search_end",
 ]
 
 JOINED: Final = 1
@@ -42,6 +42,11 @@ RESUMED: Final = 3
 PASSING: Final = 4
 """Nothing has happened; this only tells the position, so that it is found near the end."""
 
+#: A message that was read: sequence, type id, payload.
+Read: TypeAlias = tuple[int, int, bytes]
+Found = TypeVar("Found")
+
+#: How many messages of the end are read first.
 _WINDOW: Final = 4_096
 
 
@@ -106,8 +111,8 @@ class Position(NamedTuple):
     next: int
 
 
-def position_after(messages: Iterable[tuple[int, int, bytes]]) -> Position | None:
-    """Return the position that a run of messages tells: ``(sequence, type id, payload)`` of each.
+def position_after(messages: Iterable[Read]) -> Position | None:
+    """Return the position that a run of messages tells.
 
     They must be consecutive. ``None`` if there is no mark among them.
     """
@@ -136,26 +141,39 @@ def find_position(path: str | os.PathLike[str]) -> Position | None:
     Position or None
         ``None`` if no mark is in the queue: nothing was ever published.
     """
+    return search_end(path, position_after)
+
+
+def search_end(
+    path: str | os.PathLike[str], search: Callable[[list[Read]], Found | None]
+) -> Found | None:
+    """Read ever more of the end of a queue until `search` finds something there.
+
+    Opens an unregistered reader; blocks for the disk.
+
+    Returns
+    -------
+    Found or None
+        ``None`` if nothing is found in the whole queue, as far as retention has left it.
+    """
     with Queue.open_subscriber(path, None, start="latest") as reader:
         end = reader.next_seq
         window = _WINDOW
         while True:
             first = max(1, end - window)
-            messages, oldest = read_span(reader, first, end)
-            found = position_after(messages)
+            messages, oldest = _read_span(reader, first, end)
+            found = search(messages)
             if found is not None or first == 1 or oldest > first:
                 return found
             window *= 8
 
 
-def read_span(
-    reader: QueueReader, first: int, end: int
-) -> tuple[list[tuple[int, int, bytes]], int]:
+def _read_span(reader: QueueReader, first: int, end: int) -> tuple[list[Read], int]:
     """Return messages `first` to `end - 1` as far as they exist, and the oldest number tried.
 
     Messages that retention has deleted meanwhile are left out, with all before them.
     """
-    found: list[tuple[int, int, bytes]] = []
+    found: list[Read] = []
     oldest = first
     if first < end:
         reader.seek(first)

@@ -6,6 +6,7 @@
 
 use crate::hot::log::ARGUMENTS_MAX;
 use crate::hot::services::Services;
+use crate::hot::shared::Shared;
 use std::ffi::c_void;
 use std::mem::offset_of;
 
@@ -81,6 +82,22 @@ pub struct Context {
     pub fail_info: *const c_void,
     pub fail_code: i64,
     pub(crate) services: *mut Services,
+}
+
+impl Context {
+    /// Of a handler whose state and counters these are.
+    pub(crate) fn new(shared: &Shared, services: *mut Services) -> Self {
+        Self {
+            abi_version: ABI_VERSION,
+            flags: 0,
+            state: shared.state.base(),
+            now_ns: 0,
+            counters: shared.counters.as_ptr().cast_mut().cast(),
+            fail_info: std::ptr::null(),
+            fail_code: 0,
+            services,
+        }
+    }
 }
 
 pub type OnMessage = unsafe extern "C" fn(*mut Context, *const Message) -> i32;

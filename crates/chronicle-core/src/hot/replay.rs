@@ -41,16 +41,7 @@ impl Replay {
         let (log, logs) = LogWriter::new(log_records, page.clone(), &mut Vec::new());
         let mut services = Box::new(Services::new(outputs.len(), true, log, page));
         services.outputs = outputs;
-        let context = Context {
-            abi_version: ABI_VERSION,
-            flags: 0,
-            state: shared.state.base(),
-            now_ns: 0,
-            counters: shared.counters.as_ptr().cast_mut().cast(),
-            fail_info: std::ptr::null(),
-            fail_code: 0,
-            services: std::ptr::null_mut(),
-        };
+        let context = Context::new(&shared, std::ptr::null_mut());
         Self { table, context, services, shared, logs }
     }
 

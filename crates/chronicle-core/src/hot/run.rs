@@ -137,16 +137,7 @@ impl Loop {
             WaitStrategy::Sleep => 0,
         };
         let sources_max = options.sources_max;
-        let context = Context {
-            abi_version: ABI_VERSION,
-            flags: 0,
-            state: shared.state.base(),
-            now_ns: 0,
-            counters: shared.counters.as_ptr().cast_mut().cast(),
-            fail_info: std::ptr::null(),
-            fail_code: 0,
-            services: Box::into_raw(Box::new(services)),
-        };
+        let context = Context::new(&shared, Box::into_raw(Box::new(services)));
         Self {
             context,
             on_message: table.on_message.unwrap_or(not_for_me),

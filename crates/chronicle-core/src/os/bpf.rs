@@ -43,13 +43,34 @@ const SCRATCH_PORT: u32 = 1;
 
 /// A place in a program that jumps may go to before it is known.
 #[derive(Clone, Copy)]
-struct Label(usize);
+pub(super) struct Label(usize);
+
+/// Where the labels of a program stand.
+#[derive(Default)]
+pub(super) struct Labels(Vec<Option<usize>>);
+
+impl Labels {
+    pub(super) fn add(&mut self) -> Label {
+        self.0.push(None);
+        Label(self.0.len() - 1)
+    }
+
+    pub(super) fn place(&mut self, label: Label, at: usize) {
+        self.0[label.0] = Some(at);
+    }
+
+    /// Instructions that a jump passes over: it counts from the one behind itself.
+    pub(super) fn distance(&self, from: usize, to: Label) -> usize {
+        let place = self.0[to.0].expect("every label that is used is placed");
+        place.checked_sub(from + 1).expect("jumps go forward")
+    }
+}
 
 /// A program under construction.
 #[derive(Default)]
 struct Assembler {
     program: Vec<Instruction>,
-    places: Vec<Option<usize>>,
+    labels: Labels,
     /// Instruction, and where it goes to: if so, and if not.
     branches: Vec<(usize, Label, Label)>,
     jumps: Vec<(usize, Label)>,
@@ -57,12 +78,11 @@ struct Assembler {
 
 impl Assembler {
     fn label(&mut self) -> Label {
-        self.places.push(None);
-        Label(self.places.len() - 1)
+        self.labels.add()
     }
 
     fn place(&mut self, label: Label) {
-        self.places[label.0] = Some(self.program.len());
+        self.labels.place(label, self.program.len());
     }
 
     fn plain(&mut self, code: u32, k: u32) {
@@ -94,17 +114,12 @@ impl Assembler {
     }
 
     fn finish(mut self) -> Vec<Instruction> {
-        let places = self.places;
-        // Jumps count from the instruction behind them.
-        let distance = |from: usize, to: Label| {
-            let place = places[to.0].expect("every label that is used is placed");
-            place.checked_sub(from + 1).expect("jumps go forward")
-        };
+        let labels = self.labels;
         for (from, to) in self.jumps {
-            self.program[from].k = distance(from, to) as u32;
+            self.program[from].k = labels.distance(from, to) as u32;
         }
         for (from, yes, no) in self.branches {
-            let short = |to| u8::try_from(distance(from, to)).expect("branches are short");
+            let short = |to| u8::try_from(labels.distance(from, to)).expect("branches are short");
             (self.program[from].jt, self.program[from].jf) = (short(yes), short(no));
         }
         self.program

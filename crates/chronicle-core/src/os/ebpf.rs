@@ -5,6 +5,7 @@
 //! which the port cannot be told is left to the stack. The kernel's verifier checks each access to
 //! the packet against its end.
 
+use crate::os::bpf::{Label, Labels};
 use std::net::SocketAddrV4;
 
 /// `struct bpf_insn` (linux/bpf.h).
@@ -67,25 +68,20 @@ const END: u8 = 7;
 const NOW: u8 = 8;
 const CONTEXT: u8 = 9;
 
-/// A place in a program that jumps may go to before it is known.
-#[derive(Clone, Copy)]
-struct Label(usize);
-
 #[derive(Default)]
 struct Assembler {
     program: Vec<Instruction>,
-    places: Vec<Option<usize>>,
+    labels: Labels,
     jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
     fn label(&mut self) -> Label {
-        self.places.push(None);
-        Label(self.places.len() - 1)
+        self.labels.add()
     }
 
     fn place(&mut self, label: Label) {
-        self.places[label.0] = Some(self.program.len());
+        self.labels.place(label, self.program.len());
     }
 
     fn emit(&mut self, code: u8, to: u8, from: u8, offset: i16, immediate: i32) {
@@ -125,8 +121,7 @@ impl Assembler {
 
     fn finish(mut self) -> Vec<Instruction> {
         for (from, to) in self.jumps {
-            let place = self.places[to.0].expect("every label that is used is placed");
-            let distance = place as i64 - from as i64 - 1;
+            let distance = self.labels.distance(from, to);
             self.program[from].offset = i16::try_from(distance).expect("programs are short");
         }
         self.program
