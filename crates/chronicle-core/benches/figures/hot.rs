@@ -203,7 +203,12 @@ fn idle_ticks(run: &Run, queue: &Scratch, sources: usize, meter: Meter) -> f64 {
     std::thread::sleep(std::time::Duration::from_millis(2));
     let before = pair(&hot);
     std::thread::sleep(std::time::Duration::from_millis(run.size(40, 2) as u64));
-    let after = pair(&hot);
+    let mut after = pair(&hot);
+    while after.0 == before.0 {
+        // On a busy machine it may not have got its core at all.
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        after = pair(&hot);
+    }
     hot.ask_to_stop();
     drop(hot.join());
     (after.1 - before.1) as f64 / (after.0 - before.0) as f64
