@@ -12,8 +12,10 @@ import json
 import subprocess
 import threading
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 
 import chronicle
+from chronicle.packet_filters import socket_filter
 
 from benches import native
 from benches.common import Run, median, pinned, quantile
@@ -43,7 +45,8 @@ def floor(
 ) -> dict[str, float]:
     """Send the payloads, and have them read by the floor; its figures, `packet_ring_read_*`."""
     program = native.program(optimized=not run.quick)
-    arguments = [link.interface, f"{line[0]}:{line[1]}", str(len(payloads))]
+    wanted = socket_filter([(int(IPv4Address(line[0])), line[1])])
+    arguments = [link.interface, f"{line[0]}:{line[1]}", wanted.hex(), str(len(payloads))]
     command = [str(program), "packets", *arguments, "--dir", str(run.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None

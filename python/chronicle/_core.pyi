@@ -10,6 +10,8 @@ from typing_extensions import Buffer, disjoint_base
 __all__ = [
     "FORMAT_VERSION",
     "RECORD_HEADER_BYTES",
+    "XDP_STAMP_BYTES",
+    "XDP_STAMP_MAGIC",
     "Datagram",
     "FanInReader",
     "Floor",
@@ -40,6 +42,8 @@ __all__ = [
 __version__: str
 FORMAT_VERSION: int
 RECORD_HEADER_BYTES: int
+XDP_STAMP_BYTES: int
+XDP_STAMP_MAGIC: int
 
 _Path = str | PathLike[str]
 # NumPy's types know that an array is a buffer from Python 3.12 on only.
@@ -182,10 +186,10 @@ class PacketRing:
     def __new__(
         cls,
         interface: str,
-        lines: Sequence[tuple[str, int]],
+        lines: Sequence[tuple[int, int]],
+        program: bytes,
         backend: str,
-        frames: int,
-        frame_bytes: int,
+        shape: tuple[int, int],
         checksums: bool,
     ) -> Self: ...
     def next(self) -> Datagram | None: ...

@@ -23,6 +23,10 @@ Datagram = _core.Datagram
 #: An XDP socket's frames lie within pages, two of them or one in each.
 _XDP_FRAME_BYTES = (2048, 4096)
 
+#: More would not fit into the kernel's filter, which has at most 4,096 instructions.
+_LINES_MAX = 256
+_BROADCAST = 0xFFFF_FFFF
+
 #: An IPv4 address (of a multicast group, or of this host) and a port.
 Line: TypeAlias = tuple[str, int]
 
@@ -161,11 +165,16 @@ class PacketRing(_core.PacketRing):
         if backend not in ("auto", "packet", "xdp"):
             raise BadArgument(f"bad backend: found={backend!r} expected='auto', 'packet' or 'xdp'")
         pairs = tuple(_as_line(line) for line in lines)
+        addresses = _as_addresses(pairs)
+
+        from chronicle.packet_filters import socket_filter, xdp_program
 
         make = super().__new__
 
         def opened(chosen: str) -> Any:
-            return make(cls, interface, pairs, chosen, frames, frame_bytes, checksums)
+            program = (socket_filter if chosen == "packet" else xdp_program)(addresses)
+            shape = (frames, frame_bytes)
+            return make(cls, interface, addresses, program, chosen, shape, checksums)
 
         self: Self
         taken: str = backend
@@ -289,5 +298,38 @@ def _as_line(line: Any) -> Line:
             f"bad line: found={line!r} expected=a pair of an IPv4 address and a port, "
             "as ('239.1.2.3', 10378)"
         )
-    # Out of range it is refused where the address is.
-    return address, max(-1, min(port, 1 << 16))
+    return address, port
+
+
+def _as_addresses(lines: tuple[Line, ...]) -> list[tuple[int, int]]:
+    """Return lines as the core and the kernel take them, or say which one cannot be, and why."""
+    from ipaddress import AddressValueError, IPv4Address
+
+    if not 1 <= len(lines) <= _LINES_MAX:
+        raise BadArgument(
+            f"bad number of lines: found={len(lines)} expected=1 to {_LINES_MAX} pairs of an "
+            "address and a port"
+        )
+    found: dict[tuple[int, int], int] = {}
+    for place, (text, port) in enumerate(lines):
+        try:
+            address = int(IPv4Address(text))
+        except AddressValueError:
+            address = -1
+        if address < 0 or not 0 <= port <= 0xFFFF:
+            raise BadArgument(
+                f"bad line: found=('{text}', {port}) expected=an IPv4 address as '239.1.2.3' and a "
+                "port, 1 to 65535"
+            )
+        if address in (0, _BROADCAST) or port == 0:
+            raise BadArgument(
+                f"bad line: found={text}:{port} expected=a multicast group or an address of this "
+                "host, and a port from 1"
+            )
+        first = found.setdefault((address, port), place)
+        if first != place:
+            raise BadArgument(
+                f"bad lines: found={text}:{port} at {first} and at {place} expected=each address "
+                "and port once"
+            )
+    return list(found)

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 const LINES: [&str; 3] = ["239.1.1.1:5000", "239.1.1.2:5000", "10.0.0.7:9"];
 
 fn lines() -> Lines {
-    Lines::new(&LINES.map(|line| line.parse().unwrap())).unwrap()
+    Lines::new(&LINES.map(|line| line.parse().unwrap()))
 }
 
 /// A frame for the first line, all right but for the checksum, which is left out.

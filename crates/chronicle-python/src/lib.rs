@@ -55,6 +55,8 @@ mod _core {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("FORMAT_VERSION", chronicle_core::layout::FORMAT_VERSION)?;
-        module.add("RECORD_HEADER_BYTES", chronicle_core::layout::RECORD_HEADER_BYTES)
+        module.add("RECORD_HEADER_BYTES", chronicle_core::layout::RECORD_HEADER_BYTES)?;
+        module.add("XDP_STAMP_BYTES", chronicle_core::packets::STAMP_BYTES)?;
+        module.add("XDP_STAMP_MAGIC", chronicle_core::packets::STAMP_MAGIC)
     }
 }

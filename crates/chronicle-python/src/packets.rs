@@ -117,36 +117,22 @@ fn closed() -> PyErr {
     raise("Closed", "this packet ring is closed; open a new one".to_owned(), &[])
 }
 
-fn address(text: &str, port: i64) -> PyResult<SocketAddrV4> {
-    match (text.parse::<Ipv4Addr>(), u16::try_from(port)) {
-        (Ok(address), Ok(port)) => Ok(SocketAddrV4::new(address, port)),
-        _ => {
-            let text = format!(
-                "bad line: found=('{text}', {port}) expected=an IPv4 address as '239.1.2.3' and a \
-                 port, 1 to 65535"
-            );
-            Err(raise("BadArgument", text, &[]))
-        }
-    }
-}
-
 #[pymethods]
 impl PacketRing {
     #[new]
-    #[pyo3(signature = (interface, lines, backend, frames, frame_bytes, checksums))]
+    #[pyo3(signature = (interface, lines, program, backend, shape, checksums))]
     fn new(
         py: Python<'_>,
         interface: String,
-        lines: Vec<(String, i64)>,
+        lines: Vec<(u32, u16)>,
+        program: Vec<u8>,
         backend: &str,
-        frames: usize,
-        frame_bytes: usize,
+        shape: (usize, usize),
         checksums: bool,
     ) -> PyResult<Self> {
-        let lines: Vec<_> =
-            lines.iter().map(|(text, port)| address(text, *port)).collect::<PyResult<_>>()?;
-        let lines = Lines::new(&lines).map_err(to_py)?;
-        let shape = Shape::new(frames, frame_bytes).map_err(to_py)?;
+        let line = |(address, port)| SocketAddrV4::new(Ipv4Addr::from_bits(address), port);
+        let lines = Lines::new(&lines.into_iter().map(line).collect::<Vec<_>>());
+        let shape = Shape::new(shape.0, shape.1).map_err(to_py)?;
         let backend = match backend {
             "packet" => Backend::Packet,
             "xdp" => Backend::Xdp { native_only: false },
@@ -156,7 +142,7 @@ impl PacketRing {
                 return Err(raise("BadArgument", text, &[]));
             }
         };
-        let options = Options { backend, interface, lines, shape, verify: checksums };
+        let options = Options { backend, interface, lines, program, shape, verify: checksums };
         let (ring, control) = py.detach(|| control::open(options)).map_err(to_py)?;
         Ok(Self {
             counters: Arc::clone(ring.counters()),

@@ -67,7 +67,7 @@ fn main() {
         Some("seek") => places::measure_seek(&run),
         Some("roll") => roll::measure(&run),
         Some("guard") => guard::measure(&run),
-        Some("packets") => packets::measure(&run, text(1), text(2), text(3)),
+        Some("packets") => packets::measure(&run, text(1), text(2), text(3), text(4)),
         other => {
             eprintln!(
                 "{other:?}: append, latency, throughput, fan, hot, open, seek, roll, guard or packets"

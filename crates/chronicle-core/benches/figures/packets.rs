@@ -14,14 +14,20 @@ const PATIENCE_NS: u64 = 60_000_000_000;
 /// Not counted: caches and clocks have to get going.
 const WARM_UP: u64 = 100;
 
-/// Reads `interface` until `count` datagrams of `line` have come. Prints `ready` when it listens.
-pub fn measure(_: &Run, interface: &str, line: &str, count: &str) -> Report {
+/// Reads `interface` until `count` datagrams of `line` have come, which the filter (in hexadecimal)
+/// lets pass. Prints `ready` when it listens.
+pub fn measure(_: &Run, interface: &str, line: &str, filter: &str, count: &str) -> Report {
     pin(1);
     let count: u64 = count.parse().expect("a count");
-    let lines = Lines::new(&[line.parse().expect("an address and a port")]).expect("a line");
+    let lines = Lines::new(&[line.parse().expect("an address and a port")]);
+    let program = filter.as_bytes().chunks(2).map(|two| {
+        let two = std::str::from_utf8(two).expect("hexadecimal digits");
+        u8::from_str_radix(two, 16).expect("hexadecimal digits")
+    });
+    let program = program.collect();
     let shape = Shape::new(4096, 2048).expect("a shape");
     let (backend, interface) = (Backend::Packet, interface.to_owned());
-    let options = Options { backend, interface, lines, shape, verify: true };
+    let options = Options { backend, interface, lines, program, shape, verify: true };
     let (mut ring, mut control) = control::open(options).expect("open the ring");
     println!("ready");
     std::io::stdout().flush().expect("say so");

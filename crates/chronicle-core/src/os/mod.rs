@@ -1,9 +1,7 @@
 //! The only home of system calls. Each file wraps one family of them and turns errors into
 //! [`crate::Error`].
 
-pub mod bpf;
 pub mod clock;
-pub mod ebpf;
 pub mod fs;
 pub mod futex;
 pub mod link;

@@ -4,7 +4,6 @@
 //! Everything is asked through the sockets themselves, so it is answered for the network namespace
 //! that they were opened in, whichever thread asks.
 
-use crate::os::bpf::{self, Instruction};
 use crate::os::map::Map;
 use crate::os::process::OwnDescriptor;
 use std::io;
@@ -29,6 +28,12 @@ struct RingRequest {
     frame_bytes: u32,
     frames: u32,
 }
+
+/// Of classic BPF (linux/filter.h).
+const INSTRUCTION_BYTES: usize = size_of::<libc::sock_filter>();
+/// A filter that keeps no byte of anything: `return 0`.
+const DROP_ALL: [u8; INSTRUCTION_BYTES] =
+    [(libc::BPF_RET | libc::BPF_K) as u8, 0, 0, 0, 0, 0, 0, 0];
 
 pub(super) fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
@@ -135,10 +140,12 @@ impl Socket {
         self.fd.as_fd()
     }
 
-    fn set_filter(&self, program: &[Instruction]) -> io::Result<()> {
+    /// A program of classic BPF: instructions of [`INSTRUCTION_BYTES`] each.
+    fn set_filter(&self, program: &[u8]) -> io::Result<()> {
+        let count = program.len() / INSTRUCTION_BYTES;
         let filter = libc::sock_fprog {
-            len: u16::try_from(program.len()).map_err(|_| io::Error::other("filter too long"))?,
-            filter: program.as_ptr().cast_mut(),
+            len: u16::try_from(count).map_err(|_| io::Error::other("filter too long"))?,
+            filter: program.as_ptr().cast_mut().cast(),
         };
         // The kernel copies the program and only reads it.
         self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
@@ -218,10 +225,10 @@ impl PacketSocket {
         }))
     }
 
-    /// Lets pass only what may be for one of the lines, and nothing that this host sends.
-    pub fn set_filter(&self, lines: &[SocketAddrV4]) -> io::Result<()> {
+    /// Lets pass only what the program does, and nothing that this host sends.
+    pub fn set_filter(&self, program: &[u8]) -> io::Result<()> {
         self.0.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
-        self.0.set_filter(&bpf::lines_filter(lines))
+        self.0.set_filter(program)
     }
 
     /// Makes the ring and maps it: `frames` of `frame_bytes` each, one behind the other. A forked
@@ -366,7 +373,7 @@ impl Members {
 /// Binds the port, if it is one of ours and nobody else has it.
 fn occupy(line: SocketAddrV4) -> io::Result<Option<Socket>> {
     let socket = Socket::open(libc::AF_INET, libc::SOCK_DGRAM)?;
-    socket.set_filter(&bpf::drop_all())?;
+    socket.set_filter(&DROP_ALL)?;
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: line.port().to_be(),

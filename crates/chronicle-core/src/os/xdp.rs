@@ -4,7 +4,6 @@
 //! Copy mode on queue 0: enough where there is one queue, and offered by every driver. The program
 //! hangs on a BPF link, which is a descriptor: it goes when the socket does, or the process.
 
-use crate::os::ebpf;
 use crate::os::map::Map;
 use crate::os::packet::{Socket, check};
 use crate::os::process::OwnDescriptor;
@@ -12,7 +11,6 @@ use crate::protocol::{Strong, frame_status, give_frame_back};
 use crate::sync::AtomicU32;
 use std::io;
 use std::marker::PhantomData;
-use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -114,14 +112,14 @@ fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, StepError> {
     result.map_err(|error| (what, error))
 }
 
-/// Opens an XDP socket on an interface.
+/// Opens an XDP socket on an interface, fed by a program whose map is put in here.
 ///
 /// # Errors
 /// EPERM without CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF; EBUSY if there is an XDP program already;
 /// EOPNOTSUPP and others where the driver does not offer it.
 pub fn open(
     index: u32,
-    lines: &[SocketAddrV4],
+    program: &[u8],
     frame_count: usize,
     frame_bytes: usize,
     native_only: bool,
@@ -140,8 +138,7 @@ pub fn open(
     // Before the first frame comes.
     memory.give_all();
     let map = step("make the map of an XDP program for", bpf::socket_map(&socket))?;
-    let program = ebpf::lines_program(lines, map.as_raw_fd());
-    let program = step("load an XDP program for", bpf::load(&program))?;
+    let program = step("load an XDP program for", bpf::load(program, &map))?;
     let link = bpf::attach(&program, index, native_only);
     let link = step("attach an XDP program to", link)?;
     Ok((XdpSocket { socket, _link: link, index }, memory))
@@ -267,6 +264,12 @@ mod bpf {
     /// XDP_FLAGS_DRV_MODE (linux/if_link.h): in the driver, or not at all.
     const NATIVE_ONLY: u32 = 1 << 2;
 
+    /// `struct bpf_insn`: code, registers (the source in the high half), offset, immediate.
+    const INSTRUCTION_BYTES: usize = 8;
+    /// BPF_LD | BPF_IMM | BPF_DW, from BPF_PSEUDO_MAP_FD.
+    const LOAD_IMMEDIATE: u8 = 0x18;
+    const OF_MAP: u8 = 1;
+
     #[repr(C)]
     struct MapCreate {
         kind: u32,
@@ -334,12 +337,18 @@ mod bpf {
         Ok(map)
     }
 
-    /// The program keeps the map.
-    pub fn load(program: &[ebpf::Instruction]) -> io::Result<OwnedFd> {
+    /// Loads a program; wherever that loads a map, it is this one. The program keeps the map.
+    pub fn load(program: &[u8], map: &OwnedFd) -> io::Result<OwnedFd> {
+        let mut program = program.to_vec();
+        for instruction in program.chunks_exact_mut(INSTRUCTION_BYTES) {
+            if instruction[0] == LOAD_IMMEDIATE && instruction[1] >> 4 == OF_MAP {
+                instruction[4..].copy_from_slice(&map.as_raw_fd().to_ne_bytes());
+            }
+        }
         let license = c"Dual MIT/GPL";
         let load = ProgramLoad {
             kind: PROGRAM_XDP,
-            instructions: program.len() as u32,
+            instructions: (program.len() / INSTRUCTION_BYTES) as u32,
             program: program.as_ptr() as u64,
             license: license.as_ptr() as u64,
             log_level: 0,

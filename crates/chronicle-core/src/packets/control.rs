@@ -58,6 +58,9 @@ pub struct Options {
     pub backend: Backend,
     pub interface: String,
     pub lines: Lines,
+    /// For the kernel, to pick what may be for one of the lines: of classic BPF for a packet
+    /// socket, of eBPF for an XDP socket. What it lets pass is looked at again.
+    pub program: Vec<u8>,
     pub shape: Shape,
     /// Whether checksums are verified.
     pub verify: bool,
@@ -80,7 +83,7 @@ struct Xdp {
     socket: Option<XdpSocket>,
     exchange: Arc<Exchange>,
     questions: Questions,
-    lines: Arc<Lines>,
+    program: Vec<u8>,
     shape: Shape,
     native_only: bool,
     /// Drops of this socket that were counted.
@@ -91,23 +94,23 @@ impl Xdp {
     fn open(
         questions: Questions,
         index: u32,
-        lines: &Arc<Lines>,
+        program: Vec<u8>,
         shape: Shape,
         native_only: bool,
     ) -> std::result::Result<(Self, Arc<XdpMemory>), xdp::StepError> {
-        let (socket, memory) = Self::open_socket(index, lines, shape, native_only)?;
-        let (lines, exchange, socket) = (Arc::clone(lines), Arc::default(), Some(socket));
-        Ok((Self { socket, exchange, questions, lines, shape, native_only, drops: 0 }, memory))
+        let (socket, memory) = Self::open_socket(index, &program, shape, native_only)?;
+        let (exchange, socket) = (Arc::default(), Some(socket));
+        Ok((Self { socket, exchange, questions, program, shape, native_only, drops: 0 }, memory))
     }
 
     fn open_socket(
         index: u32,
-        lines: &Lines,
+        program: &[u8],
         shape: Shape,
         native_only: bool,
     ) -> std::result::Result<(XdpSocket, Arc<XdpMemory>), xdp::StepError> {
         let Shape { frames, frame_bytes } = shape;
-        let opened = xdp::open(index, lines.as_slice(), frames, frame_bytes, native_only)?;
+        let opened = xdp::open(index, program, frames, frame_bytes, native_only)?;
         Ok((opened.0, Arc::new(opened.1)))
     }
 
@@ -141,7 +144,8 @@ impl Xdp {
         if let Some(skipped) = self.exchange.new.take::<Strong>() {
             counters.drops().add(skipped.untaken());
         }
-        let (socket, memory) = Self::open_socket(index, &self.lines, self.shape, self.native_only)?;
+        let (socket, memory) =
+            Self::open_socket(index, &self.program, self.shape, self.native_only)?;
         self.socket = Some(socket);
         let put = self.exchange.new.put::<Strong>(memory);
         debug_assert!(put.is_ok(), "only this side fills it");
@@ -170,7 +174,7 @@ fn refused<'a>(
 /// # Errors
 /// Whatever the kernel refuses, with what to do about it.
 pub fn open(options: Options) -> Result<(Ring, Control)> {
-    let Options { backend, interface, lines, shape, verify } = options;
+    let Options { backend, interface, lines, program, shape, verify } = options;
     let refused = |what| refused(&interface, what);
     let socket = PacketSocket::open().map_err(refused("open a packet socket for"))?;
     let found = socket.interface(&interface).map_err(refused("look at interface"))?;
@@ -184,11 +188,10 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
     }
     let mut members = Members::new(&lines.groups(), lines.unicast())
         .map_err(refused("open sockets to join groups at"))?;
-    let lines = Arc::new(lines);
     let (frames, xdp) = match backend {
         Backend::Packet => {
             // Before it is bound: nothing comes in that was not filtered.
-            socket.set_filter(lines.as_slice()).map_err(refused("filter what comes in at"))?;
+            socket.set_filter(&program).map_err(refused("filter what comes in at"))?;
             let frames = MappedRing::new(&socket, shape)?;
             socket.bind(found.index).map_err(refused("bind to"))?;
             (Frames::Mapped(frames), None)
@@ -202,7 +205,7 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
                 let expected = "one queue (`ethtool -L INTERFACE combined 1`), or 'packet'";
                 return Err(Error::bad("backend", found, expected));
             }
-            let opened = Xdp::open(questions, found.index, &lines, shape, native_only);
+            let opened = Xdp::open(questions, found.index, program, shape, native_only);
             let (xdp, memory) = opened.map_err(|(what, source)| refused(what)(source))?;
             let ring = XdpRing::new(memory, Arc::clone(&xdp.exchange));
             (Frames::Xdp(Box::new(ring)), Some(xdp))

@@ -124,7 +124,7 @@ mod tests {
         frames.at = 0;
         Ring {
             frames: Frames::Mapped(frames),
-            lines: Arc::new(Lines::new(&["10.0.0.1:5".parse().unwrap()]).unwrap()),
+            lines: Lines::new(&["10.0.0.1:5".parse().unwrap()]),
             counters: Arc::default(),
             verify: true,
             frames_count,

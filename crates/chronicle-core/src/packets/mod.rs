@@ -27,6 +27,8 @@ use crate::packets::parse::About;
 use crate::packets::xdp::XdpRing;
 use crate::sync::Arc;
 
+pub use crate::packets::xdp::{STAMP_BYTES, STAMP_MAGIC};
+
 /// How large a ring is: powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -132,7 +134,7 @@ impl Frames {
 /// A forked child has no frames: only a ring that [`Ring::check_owner`] lets pass may be read.
 pub struct Ring {
     frames: Frames,
-    lines: Arc<Lines>,
+    lines: Lines,
     counters: Arc<Counters>,
     /// Whether checksums are verified.
     verify: bool,

@@ -10,13 +10,17 @@
 //! there is a new socket with new memory. [`Exchange`] hands it over while the reader runs, by P5.
 
 use crate::os::clock::Clock;
-use crate::os::ebpf::{STAMP_BYTES, STAMP_MAGIC};
 use crate::os::xdp::XdpMemory;
 use crate::packets::Frame;
 use crate::packets::counters::Counters;
 use crate::packets::parse::{About, Checksum};
 use crate::protocol::{Slot, Strong, frame_status, give_frame_back};
 use crate::sync::Arc;
+
+/// Behind the time of arrival in front of a frame, if the program has put it there.
+pub const STAMP_MAGIC: u64 = 0x6368_726f_6e69_636c;
+/// Of the time and the mark.
+pub const STAMP_BYTES: usize = 16;
 
 /// Where the owner of the sockets leaves new memory, and finds the old.
 #[derive(Default)]
