@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import chronicle
 import pytest
 from chronicle.cli import main
+from chronicle.cli.machine import file_system_of
 from chronicle.cli.program import build_parser
 from chronicle.feeds.generate import MarketGenerator, write_pcap
 from chronicle.message import MessageBase, Scale, char8, f64, i64, message, u32
@@ -32,14 +33,17 @@ COMMANDS = [
     ["tail"],
     ["top"],
     ["doctor"],
+    ["audit"],
     ["bench"],
     ["reader"],
     ["reader", "rm"],
     ["retain"],
+    ["restore"],
     ["replay"],
     ["report"],
     ["completion"],
 ]
+ROOT = Path(__file__).resolve().parents[2]
 EXECUTABLE = Path(sys.executable).with_name("chronicle")
 
 
@@ -165,11 +169,30 @@ def test_the_installed_command_works():
     assert (found.returncode, found.stdout) == (0, f"chronicle {chronicle.__version__}\n")
 
 
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "chronicle", "--version"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, f"chronicle {chronicle.__version__}\n")
+
+
 def test_wrong_usage_is_exit_code_2(cli: Cli):
     assert cli("tail", code=2) == ""
     assert "required: QUEUE" in cli.errors
     cli("no-such-command", code=2)
-    cli(code=2)
+    assert cli(code=2) == ""
+    for command in COMMANDS:
+        assert f"  {command[0]} " in cli.errors
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_and_names_pages_that_are_there(
+    cli: Cli, command: Sequence[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    text, _, examples = cli(*command, "--help").partition("Examples:")
+    assert max(map(len, text.splitlines())) <= 80
+    for page in re.findall(r"docs/[\w/-]+\.md", text + examples):
+        assert (ROOT / page).exists(), page
 
 
 @pytest.mark.parametrize("command", ["inspect", "tail", "doctor"])
@@ -235,6 +258,16 @@ def test_import_shows_the_same_counts_to_people(cli: Cli, capture: Path, path: P
         assert f"{entry['count']:,}" in row.split()
     for name in ("packets", "messages", "restarts", "gaps"):
         assert [name, f"{report[name]:,}"] in [line.split() for line in text.splitlines()]
+
+
+def test_import_of_text_has_no_column_for_codes_on_the_wire(cli: Cli, tmp_path: Path, path: Path):
+    capture = tmp_path / "btcusdt.txt"
+    trade = {"e": "trade", "E": 12, "T": 11, "s": "BTCUSDT", "t": 5, "p": "1.5", "q": "3"}
+    line = {"stream": "btcusdt@trade", "data": {**trade, "X": "MARKET", "m": True}}
+    capture.write_text(f"1 {json.dumps(line)}\n")
+    text = cli("import", capture, path)
+    assert "Trade" in text
+    assert "wire" not in text
 
 
 def test_import_of_a_cut_capture_is_a_warning_and_not_an_error(cli: Cli, capture: Path, path: Path):
@@ -312,6 +345,16 @@ def test_inspect_shows_what_the_library_says_and_the_schema(cli: Cli, path: Path
     text = cli("inspect", path)
     for part in ("1 to 5 (5 messages)", "risk", "Level", "price i64/10^4", facts["queue_id"]):
         assert part in text
+
+
+def test_inspect_promises_no_disk_where_there_is_none(cli: Cli, tmp_path: Path, path: Path):
+    for place in (path, tmp_path / "ticks"):
+        with publisher(place) as writer:
+            writer.append(1, b"x")
+            writer.flush()
+        kind = file_system_of(place).kind
+        expected = f"flushed, to a {kind}" if kind == "tmpfs" else "on disk for certain"
+        assert re.search(rf"{expected} +up to 1\b", cli("inspect", place))
 
 
 def test_inspect_shortens_a_long_list_of_segments(cli: Cli, path: Path):
@@ -604,7 +647,11 @@ def test_doctor_finds_a_reader_that_is_gone_and_its_cure_works(cli: Cli, path: P
     found = findings(cli, path)["reader-stale"]
     assert "'gone' is not running; 5 messages" in found["text"]
     assert found["cure"].endswith(f"chronicle reader rm {path} gone")
+    cli("reader", "rm", path, "other", code=1)
+    assert "found='other' expected=gone" in cli.errors
     assert cli("reader", "rm", path, "gone") == "forgot reader 'gone'\n"
+    cli("reader", "rm", path, "gone", code=1)
+    assert "expected=no name: it has no readers" in cli.errors
     assert "reader-stale" not in findings(cli, path)
 
 

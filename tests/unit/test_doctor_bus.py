@@ -19,6 +19,7 @@ from chronicle.bus.markers import write_marker
 from chronicle.cli import main
 from chronicle.cli.bus_findings import examine_bus, process_state
 from chronicle.heartbeat import HEARTBEAT_FILE, Heartbeat
+from chronicle.hot import CountersFile
 
 from tests.queue_support import (
     Child,
@@ -310,6 +311,39 @@ def test_what_lies_about_is_found_and_mended(bus, endpoint, doctor):
         mend(found)
     assert not any(path.exists() for path in strange)
     doctor.finds()
+
+
+def test_counters_files_belong_on_a_bus(bus, endpoint, doctor):
+    CountersFile.create(endpoint.path / "COUNTERS")
+    CountersFile.create(bus.path / "COUNTERS")
+    doctor.finds()
+    (endpoint.path / "COUNTERS").chmod(0o666)
+    (found,) = doctor.finds("permissions")
+    mend(found)
+    (endpoint.path / ".COUNTERS.123").write_text("")
+    (found,) = doctor.finds("left-over")
+    mend(found)
+    doctor.finds()
+
+
+def test_a_directory_of_something_else_is_told_of_once_and_never_to_be_removed(
+    bus, endpoint, doctor
+):
+    strange = bus.path / "project"
+    (strange / "src" / "deep").mkdir(parents=True)
+    for number in range(20):
+        (strange / "src" / "deep" / f"{number}.py").write_text("")
+    (strange / ".git").mkdir()
+    (bus.path / ".venv").mkdir()
+    for found in doctor.finds("unknown", "unknown"):
+        assert "ls -la" in found["cure"]
+        assert "rm" not in found["cure"].split()
+    for number in range(20):
+        (endpoint.path / f"{number}.log").write_text("")
+    texts = [found["text"] for found in doctor.finds("unknown", "unknown", "unknown")]
+    assert any(text.startswith("20 things in") for text in texts), texts
+    strange.chmod(0o777)
+    assert {found["severity"] for found in doctor.report()["findings"]} == {"error", "warning"}
 
 
 def test_a_name_with_escape_codes_does_not_steer_the_terminal(bus, endpoint, capsys):

@@ -170,7 +170,12 @@ def test_cores_that_are_meant_for_hot_threads_are_looked_at_whether_isolated_or_
     root = make(tmp_path, {"proc/irq/2/effective_affinity_list": "1"})
     found = examine_host(root, parse_cores("1-2")).findings
     assert [finding.code for finding in found] == ["not-isolated", "irq-affinity"]
-    assert "cores 1: not isolated" in found[0].text
+    assert "on core 1: not isolated" in found[0].text
+
+
+def test_cores_that_the_host_does_not_have_are_refused(tmp_path):
+    with pytest.raises(chronicle.BadArgument, match="found='3-4' expected=some of 0-3"):
+        examine_host(make(tmp_path, {}), parse_cores("3-4"))
 
 
 def test_what_the_kernel_does_not_show_is_no_finding(tmp_path):

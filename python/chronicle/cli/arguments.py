@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Commands = argparse._SubParsersAction["Parser"]
+
+WIDTH = 79
+"""Columns of the help, as those of the options in a terminal of 80."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
@@ -60,7 +64,7 @@ def add_command(
     parser = commands.add_parser(
         name,
         help=summary,
-        description=description,
+        description=folded(description),
         epilog="Examples:\n" + examples,
     )
     parser.add_argument(
@@ -73,6 +77,15 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def folded(text: str) -> str:
+    """Return a text with its paragraphs filled, so that no terminal breaks them within a word.
+
+    >>> folded("One\\ntwo.\\n\\nThree.")
+    'One two.\\n\\nThree.'
+    """
+    return "\n\n".join(textwrap.fill(part, WIDTH) for part in text.strip().split("\n\n"))
 
 
 def add_queue(parser: Parser) -> None:

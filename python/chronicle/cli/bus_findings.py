@@ -7,6 +7,7 @@ as `doctor QUEUE` does, without reading their messages.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,11 +20,18 @@ from chronicle.bus.markers import Lease, Ready
 from chronicle.cli.findings import Finding, examine
 from chronicle.cli.output import duration_text, plural, shell_quoted
 from chronicle.errors import ChronicleError, FormatError
+from chronicle.hot.counters import COUNTERS_FILE
 
 __all__ = ["BusReport", "examine_bus", "is_bus"]
 
 LOCK = "LOCK"
 MARKERS = frozenset({LOCK, Lease.FILE, Ready.FILE})
+#: What a process that was killed has left beside its markers.
+HALF_WRITTEN = re.compile(rf"\.({Lease.FILE}|{Ready.FILE}|{COUNTERS_FILE}\.\d+)", re.ASCII)
+#: Directories that are on their way in or out: `.orders.restoring`, `.orders.removed`.
+HALF_MADE = re.compile(r"\..+\.[a-z]+", re.ASCII)
+#: So many strange things in one place are told one by one; of more, their number.
+STRANGE_MAX = 3
 #: How deep to look: a bus has three or four levels.
 DEPTH_MAX = 16
 #: Codes of a queue's notes that matter on a bus.
@@ -125,6 +133,8 @@ class _Walk:
 
     def directory(self, path: str, depth: int) -> None:
         """Look at a directory that is no queue, and at what is below."""
+        told = len(self._report.findings)
+        known = len(self._report.endpoints) + len(self._report.queues)
         self._find(path, *check_directory(path))
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
@@ -138,6 +148,31 @@ class _Walk:
             self._endpoint(path)
         for entry in entries:
             self._entry(entry, is_endpoint=is_endpoint, depth=depth)
+        is_strange = known == len(self._report.endpoints) + len(self._report.queues)
+        self._sum_up(path, told, is_strange=is_strange)
+
+    def _sum_up(self, path: str, told: int, *, is_strange: bool) -> None:
+        """Tell of many strange things in one place as one: nobody reads a thousand lines.
+
+        In a directory without an endpoint or a queue that is everything that was found in it, but
+        what is an error; else it is what does not belong there.
+        """
+        new = self._report.findings[told:]
+        strange = [
+            found
+            for found in new
+            if (is_strange and found[1].severity != "error")
+            or (found[1].code == "unknown" and os.path.dirname(found[0]) == path)
+        ]
+        if len(strange) <= STRANGE_MAX:
+            return
+        self._report.findings[told:] = [found for found in new if found not in strange]
+        if is_strange:
+            text = f"'{path}' does not belong here: neither an endpoint nor a queue is in it"
+        else:
+            text = f"{len(strange)} things in '{path}' do not belong there, '{strange[0][0]}' first"
+        cure = f"look at it: {shell_quoted('ls', '-la', path)}"
+        self._find(path, Finding("warning", "unknown", text, cure))
 
     def _entry(self, entry: os.DirEntry[str], *, is_endpoint: bool, depth: int) -> None:
         path = entry.path
@@ -147,10 +182,14 @@ class _Walk:
             self._find(path, Finding("warning", "link", text, f"look at it, then {cure}"))
         elif not entry.is_dir(follow_symlinks=False):
             self._find(path, *check_file(entry, is_endpoint=is_endpoint))
-        elif entry.name.startswith("."):
+        elif HALF_MADE.fullmatch(entry.name):
             text = f"'{path}' is hidden: what was being made or removed when its process ended"
             cure = shell_quoted("rm", "-r", path)
             self._find(path, Finding("note", "left-over", text, f"if nobody needs it: {cure}"))
+        elif entry.name.startswith("."):
+            text = f"'{path}' does not belong here: nothing of a bus has such a name"
+            cure = f"look at it: {shell_quoted('ls', '-la', path)}"
+            self._find(path, Finding("warning", "unknown", text, cure))
         elif os.path.lexists(f"{path}/control"):
             self._queue(path)
         elif depth < DEPTH_MAX:
@@ -246,13 +285,13 @@ def check_directory(path: str, *, is_queue: bool = False) -> Iterator[Finding]:
 def check_file(entry: os.DirEntry[str], *, is_endpoint: bool) -> Iterator[Finding]:
     """Look whether a file belongs on a bus, and is its owner's alone."""
     path, name = entry.path, entry.name
-    hidden = {f".{Lease.FILE}", f".{Ready.FILE}"}
-    if is_endpoint and name in hidden:
+    if is_endpoint and HALF_WRITTEN.fullmatch(name):
         text = f"'{path}' was being written when its owner was killed"
         cure = f"nothing: its next owner writes over it; or {shell_quoted('rm', path)}"
         yield Finding("note", "left-over", text, cure)
         return
-    if not (is_endpoint and name in MARKERS):
+    # A process has a counters file without an endpoint, too.
+    if name != COUNTERS_FILE and not (is_endpoint and name in MARKERS):
         text = f"'{path}' does not belong here: a bus has endpoints, their markers, and queues"
         cure = f"look at it, then {shell_quoted('rm', path)}"
         yield Finding("warning", "unknown", text, cure)

@@ -125,8 +125,18 @@ def examine_host(root: Path, wanted: frozenset[int] | None = None) -> HostReport
         Where ``proc`` and ``sys`` are.
     wanted
         Cores that are meant for hot threads; by default those that are isolated.
+
+    Raises
+    ------
+    BadArgument
+        If the machine does not have one of them.
     """
     host = _Host(root, wanted)
+    if wanted is not None and host.online and not wanted <= host.online:
+        raise BadArgument(
+            f"bad list of cores: found={cores_text(wanted)!r} expected=some of "
+            f"{cores_text(host.online)}: there are no others here"
+        )
     order = ("error", "warning", "note")
     found = [finding for check in CHECKS for finding in check(host)]
     found.sort(key=lambda finding: order.index(finding.severity))
@@ -165,7 +175,7 @@ def check_isolation(host: _Host) -> Iterator[Finding]:
     cores = cores_text(wanted)
     missing = host.hot - host.isolated if host.hot else wanted
     if missing:
-        text = f"the scheduler puts other threads on cores {cores_text(missing)}: not isolated"
+        text = f"the scheduler puts other threads on {_cores_named(missing)}: not isolated"
         cure = _boot(f"isolcpus=managed_irq,domain,{cores} nohz_full={cores} rcu_nocbs={cores}")
         yield Finding("warning", "not-isolated", text, cure)
         return
@@ -176,11 +186,16 @@ def check_isolation(host: _Host) -> Iterator[Finding]:
         found = re.search(rf"(?:^|\s){name}=(\S+)", command_line)
         covered = _cores_of(found[1]) if found else frozenset()
         if host.hot - covered:
-            text = f"cores {cores_text(host.hot - covered)} are not in {name}: the kernel"
+            text = f"not in {name}: {_cores_named(host.hot - covered)}: the kernel"
             what = (
                 "interrupts them at each tick" if code == "timer-tick" else "works on them for RCU"
             )
             yield Finding("warning", code, f"{text} {what}", _boot(f"{name}={cores}"))
+
+
+def _cores_named(cores: Iterable[int]) -> str:
+    text = cores_text(cores)
+    return f"core {text}" if text.isdigit() else f"cores {text}"
 
 
 def _cores_of(text: str) -> frozenset[int]:
@@ -213,7 +228,7 @@ def check_governor(host: _Host) -> Iterator[Finding]:
             slow.setdefault(governor, set()).add(core)
     host.facts["governor"] = ", ".join(slow) or ("performance" if files else "not shown")
     for governor, cores in slow.items():
-        text = f"cores {cores_text(cores)} change their frequency: governor '{governor}'"
+        text = f"governor '{governor}' changes the frequency of {_cores_named(cores)}"
         cure = f"sudo cpupower -c {cores_text(cores)} frequency-set -g performance"
         yield Finding("warning", "governor", text, f"{cure} (until the next boot)")
 
@@ -230,9 +245,7 @@ def check_interrupts(host: _Host) -> Iterator[Finding]:
     if hit:
         rest = cores_text(host.online - host.hot) or "0"
         names = ", ".join(list(hit)[:5]) + (f" and {len(hit) - 5} more" if len(hit) > 5 else "")
-        text = (
-            f"interrupts may come to cores {cores_text(frozenset().union(*hit.values()))}: {names}"
-        )
+        text = f"interrupts may come to {_cores_named(frozenset().union(*hit.values()))}: {names}"
         cure = (
             f"for irq in {' '.join(hit)}; do echo {rest} | sudo tee "
             "/proc/irq/$irq/smp_affinity_list; done (until the next boot; kernel threads of some "

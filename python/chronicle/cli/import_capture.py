@@ -28,9 +28,9 @@ DESCRIPTION = """\
 Decode a capture into typed messages and append them to a queue, with their own timestamps.
 
 CAPTURE is a pcap file with IEX-TP (DEEP 1.0, TOPS 1.6) or MoldUDP64 (TotalView-ITCH 5.0), a
-daily ITCH file, or Binance WebSocket lines; plain, gzip or zstd. Gaps and restarts of the feed
+daily ITCH file, or Binance WebSocket lines; plain, gzip, or zstd (which needs the extra `archive`). Gaps and restarts of the feed
 become messages of their own. The queue is created if it is not there; a queue that exists is
-appended to, if its schema does not contradict. The messages are on disk when the command returns.
+appended to, if its schema does not contradict. The messages are flushed when the command returns.
 """
 
 WIRE_FEEDS = {"iex": 0x8100, "mold": 0x8200, "itch": 0x8200}
@@ -244,10 +244,14 @@ def _show(report: dict[str, Any]) -> None:
     facts.add_row("truncated", "yes, the last record is cut short" if report["truncated"] else "no")
     out.print(facts)
     if report["types"]:
-        table = data_table("type", "wire", "type id", "messages", left=("type", "wire"))
+        # Text feeds have no codes on the wire.
+        has_wire = any(entry["wire"] for entry in report["types"])
+        wire = ("wire",) if has_wire else ()
+        table = data_table("type", *wire, "type id", "messages", left=("type", *wire))
         for entry in report["types"]:
+            code = (entry["wire"] or "",) if has_wire else ()
             number = f"{entry['type_id']:#06x}"
-            table.add_row(entry["name"], entry["wire"] or "", number, f"{entry['count']:,}")
+            table.add_row(entry["name"], *code, number, f"{entry['count']:,}")
         out.print()
         out.print(table)
         out.print()

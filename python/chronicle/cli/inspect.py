@@ -42,6 +42,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show a queue."""
     from chronicle.bus.liveness import find_ends, lag
+    from chronicle.cli.machine import file_system_of
     from chronicle.cli.output import console, look_at, print_json
     from chronicle.queue import Queue
 
@@ -57,14 +58,14 @@ def run(options: argparse.Namespace) -> int:
         print_json(facts)
         return 0
     out = console()
-    _show_queue(out, facts, ends)
+    _show_queue(out, facts, ends, file_system_of(options.queue))
     _show_readers(out, facts)
     _show_segments(out, facts, ends, everything=options.all)
     _show_schema(out, [cls for _, cls in sorted(types.items())])
     return 0
 
 
-def _show_queue(out: Console, facts: dict[str, Any], ends: Ends) -> None:
+def _show_queue(out: Console, facts: dict[str, Any], ends: Ends, place: FileSystem) -> None:
     from chronicle.cli.facts import age
     from chronicle.cli.output import bytes_text, duration_text, facts_table, plural, time_text
 
@@ -86,7 +87,10 @@ def _show_queue(out: Console, facts: dict[str, Any], ends: Ends) -> None:
     else:
         table.add_row("writer", f"none now; the last one: {opened}")
     durable = facts["durable_seq"]
-    table.add_row("on disk for certain", f"up to {durable:,}" if durable else "nothing flushed yet")
+    where = "on disk for certain"
+    if place.is_memory:
+        where = f"flushed, to a {place.kind}"
+    table.add_row(where, f"up to {durable:,}" if durable else "nothing yet")
     size = bytes_text(len(facts["segments"]) * facts["segment_bytes"])
     table.add_row(
         "segments",

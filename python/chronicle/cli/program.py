@@ -33,6 +33,8 @@ from chronicle.errors import ChronicleError
 __all__ = ["main"]
 
 EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+"""As argparse has it."""
 EXIT_INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
 EXIT_BROKEN_PIPE = 141
@@ -87,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own); return the exit code."""
     verbose = False
     try:
-        options = build_parser().parse_args(argv)
+        parser = build_parser()
+        if not (sys.argv[1:] if argv is None else argv):
+            # Whoever types the name alone wants to know what there is.
+            parser.print_help(sys.stderr)
+            return EXIT_WRONG_USE
+        options = parser.parse_args(argv)
         verbose = options.verbose
         code: int = options.run(options)
         sys.stdout.flush()

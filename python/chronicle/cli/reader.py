@@ -48,8 +48,10 @@ def run_rm(options: argparse.Namespace) -> int:
     known = [reader["name"] for reader in look_at(options.queue)["readers"]]
     for name in options.names:
         if name not in known:
-            listed = ", ".join(known) or "none: there are none"
-            raise BadArgument(f"no such reader: found={name!r} expected={listed}")
+            listed = ", ".join(known) or "no name: it has no readers"
+            raise BadArgument(
+                f"no such reader of queue '{options.queue}': found={name!r} expected={listed}"
+            )
     for name in options.names:
         remove_reader(options.queue, name)
         print(f"forgot reader '{name}'")

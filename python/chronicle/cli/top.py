@@ -29,7 +29,7 @@ may be any directory with queues below it.
 
 The dashboard needs the extra `top` (Textual); --once does not. In it: arrows and Enter, or the
 mouse; Tab for the next table, / to filter, s to sort, ? for all keys. What the columns mean stands
-in docs/operating.md, and under ?.
+in docs/guides/top.md, and under ?.
 """
 
 INTERVAL_S = 1.0

@@ -81,8 +81,8 @@ class _Zstd:
             import zstandard
         except ImportError:
             raise ChronicleError(
-                "file is compressed with zstd, and the zstandard package is missing; "
-                "install chronicle with its 'archive' extra, or unpack the file"
+                f"'{file.name}' is compressed with zstd, and zstandard is not installed; install "
+                "the extra: pip install 'chronicle-python[archive]', or unpack the file"
             ) from None
         self._error: type[Exception] = zstandard.ZstdError
         self._reader: Any = zstandard.ZstdDecompressor().stream_reader(

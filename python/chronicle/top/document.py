@@ -1,4 +1,4 @@
-"""The JSON of `chronicle top --once --json`. Its shape is documented in docs/operating.md.
+"""The JSON of `chronicle top --once --json`. Its shape is documented in docs/guides/top.md.
 
 `FORMAT` changes when a key changes its meaning or goes; new keys may come at any time.
 """
