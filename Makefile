@@ -1,9 +1,9 @@
 # The only entry point: every target does its own set-up, and CI calls these targets.
 #
-# Needs: Linux, CPython 3.11 or newer (PYTHON=python3.12 to choose), Rust 1.88 or newer with
+# Needs: Linux, CPython 3.11 or newer (PYTHON=python3.13 to choose), Rust 1.88 or newer with
 # rustfmt and clippy, a C linker. Everything else goes into .venv/ and target/.
 
-PYTHON ?= python3.11
+PYTHON ?= $(if $(shell command -v python3.11),python3.11,python3)
 # How much of the torture tests to run: `ci` (a tenth) or `full`.
 FIRE ?= ci
 # How long `make soak` watches.

@@ -52,6 +52,8 @@ STREAMS = 2
 SOURCES_MAX = 256
 EXTRA_MESSAGES = 10
 WARM_UP_READERS = 6
+# Handed in and out: two thousand in ten minutes.
+READERS_PER_S = 3.5
 # Of each side.
 ROLLS_MIN = 10
 # Streams from here on are those of readers that come and go.
@@ -463,9 +465,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the witnesses watch")
     parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before that")
-    parser.add_argument("--readers", type=int, default=2_000, help="to be handed in and out")
+    parser.add_argument(
+        "--readers", type=int, help=f"to be handed in and out (default: {READERS_PER_S} a second)"
+    )
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where to put queues")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.readers is None:
+        options.readers = max(1, round(options.seconds * READERS_PER_S))
+    return options
 
 
 def main() -> int:
@@ -473,7 +480,14 @@ def main() -> int:
     options = parse()
     report = Report()
     with tempfile.TemporaryDirectory(prefix="chronicle-soak-", dir=options.folder) as folder:
-        run(options, Path(folder), report)
+        try:
+            run(options, Path(folder), report)
+        except TimeoutError as error:
+            report.wrong.append(f"nothing came for {PATIENCE_S} s: {error}")
+            # Before the queues that they work on go away.
+            for process in mp.active_children():
+                process.terminate()
+                process.join()
     return report.say(width=36)
 
 

@@ -299,6 +299,8 @@ def show_threads(out: Console, found: Findings) -> None:
         )
     out.print("[bold]what the hot threads did besides[/]: under guard='enforce'")
     out.print(table)
+    if choose_wait() != "spin":
+        out.print("Switches: they sleep while nothing is there, as cores are few.\n")
 
 
 def _sum(kernel: dict[str, Any], *names: str) -> str:
@@ -591,7 +593,8 @@ def main(argv: list[str] | None = None) -> int:
     out.print(f"machine  {cores} cores, so hot threads wait by '{choose_wait()}'")
     out.print(f"wire     {came}{'' if wire is None else wire.why}", markup=False)
     with bus_directory(options) as bus:
-        out.print(f"bus      {bus}\n", markup=False)
+        out.print(f"bus      {bus}", markup=False)
+        out.print("start    some seconds; the first time longer, for handlers are compiled\n")
         crew = Crew(bus)
         try:
             found = run(crew, options, wire, out)

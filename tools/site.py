@@ -94,7 +94,7 @@ def error_page() -> str:
         "\n".join(table),
         "::: chronicle.errors\n    options:\n      show_root_heading: false\n"
         "      show_root_toc_entry: false\n      members_order: alphabetical\n"
-        "      inherited_members: false",
+        "      inherited_members: false\n      heading_level: 2",
     )
 
 

@@ -72,6 +72,35 @@ def test_pauses_start_over_after_a_service_has_worked_for_long(caplog):
     assert not any(record.exc_info for record in caplog.records)
 
 
+def test_an_expected_error_that_stays_the_same_is_logged_once_a_minute(caplog):
+    attempts = itertools.count()
+
+    async def main():
+        supervisor = Supervisor()
+
+        async def fails():
+            number = next(attempts)
+            if number == 150:
+                await asyncio.sleep(5.0)
+            raise OSError("refused" if number < 140 else "reset")
+
+        backoff = Backoff(first_s=1.0, max_s=1.0, reset_after_s=2.0)
+        service = Service("fails", fails, backoff=backoff, expected=(OSError,))
+        supervisor.add(service)
+        supervisor.start(service)
+        await asyncio.sleep(160.0)
+        assert supervisor.health()["fails"].restarts > 150
+        await supervisor.shut_down(1.0)
+
+    with caplog.at_level(logging.WARNING, logger="chronicle.sidecar"):
+        in_fake_time(main)
+    refused = "service 'fails': OSError: refused"
+    again = " (and 59 times since it was last told)"
+    reset = "service 'fails': OSError: reset"
+    # Another error, and one after it had worked again, are news.
+    assert caplog.messages == [refused, refused + again, refused + again, reset, reset]
+
+
 def test_a_service_is_given_up_after_the_restarts_that_it_has(caplog):
     async def main():
         supervisor = Supervisor()

@@ -20,6 +20,8 @@ _log = logging.getLogger("chronicle.sidecar")
 
 #: The part of its time limit that a stage of the shutdown gets at least.
 _STAGE_SHARE_MIN = 0.1
+#: How long an expected error is not logged again while attempt after attempt ends with it.
+_SAME_AGAIN_S = 60.0
 
 
 class Stage(enum.IntEnum):
@@ -180,6 +182,8 @@ class Service:
     restarts: int = 0
     errors: int = 0
     last_error: str | None = None
+    #: What was last logged of an expected error, when, and how often it has come since.
+    logged: tuple[str, float, int] | None = None
     detail: str = ""
     beat_at_s: float | None = None
     task: asyncio.Task[None] | None = None
@@ -253,6 +257,7 @@ class Supervisor:
                     return
                 if loop.time() - started_s >= service.backoff.reset_after_s:
                     attempt = 0
+                    service.logged = None
                 limit = service.backoff.restarts_max
                 if limit is not None and attempt >= limit:
                     service.state = State.FAILED
@@ -291,9 +296,22 @@ class Supervisor:
         service.errors += 1
         service.last_error = f"{type(error).__name__}: {error}"
         if isinstance(error, service.expected):
-            _log.warning("service '%s': %s", service.name, service.last_error)
+            self._warn(service, service.last_error)
         else:
             _log.error("service '%s' has raised", service.name, exc_info=error)
+
+    def _warn(self, service: Service, text: str) -> None:
+        """Log an expected error: the same one, attempt after attempt, once a minute."""
+        now_s = asyncio.get_running_loop().time()
+        more = ""
+        if service.logged is not None and service.logged[0] == text:
+            _, logged_s, count = service.logged
+            if now_s - logged_s < _SAME_AGAIN_S:
+                service.logged = (text, logged_s, count + 1)
+                return
+            more = f" (and {count} times since it was last told)" if count else ""
+        service.logged = (text, now_s, 0)
+        _log.warning("service '%s': %s%s", service.name, text, more)
 
     def health(self) -> dict[str, Health]:
         """Return what is known about every service. Any thread."""
