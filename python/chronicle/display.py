@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
-from chronicle.errors import ChronicleError, Gap
+from chronicle.errors import ChronicleError, Gap, NotAQueue
 from chronicle.markup import Node, fragment, node
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _RATE_OVER: Final = 1_000
 _BYTES_SHOWN: Final = 32
 _FIELDS_SHOWN: Final = 40
 _CELL_MAX: Final = 200
+_NUMBERS: Final = frozenset({"seq", "type id", "bytes"})
 
 
 def queue_html(queue: Queue, open_at: Callable[[Any], QueueReader]) -> str:
@@ -35,15 +36,26 @@ def queue_html(queue: Queue, open_at: Callable[[Any], QueueReader]) -> str:
         types = queue.types
         parts += [_facts(facts, open_at), _schema(list(types.values()))]
         parts.append(_messages(types, open_at))
+    except (NotAQueue, FileNotFoundError, NotADirectoryError):
+        parts.append(node("p", "there is no queue at this path (yet)"))
     except (ChronicleError, OSError) as error:
         parts.append(node("p", f"cannot be read: {error}"))
     return fragment(node("div", *parts, class_="chronicle-queue"))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Node:
-    head = node("tr", *(node("th", column) for column in columns))
-    body = [node("tr", *(node("td", _short(cell)) for cell in row)) for row in rows]
+    head = node("tr", *(_cell(column, column, "th") for column in columns))
+    body = [
+        node("tr", *(_cell(text, column) for text, column in zip(row, columns, strict=True)))
+        for row in rows
+    ]
     return node("table", node("thead", head), node("tbody", *body))
+
+
+def _cell(text: str, column: str, name: str = "td") -> Node:
+    # Notebooks put everything to the right, which only numbers look well at.
+    side = "right" if column in _NUMBERS else "left"
+    return node(name, _short(text), style=f"text-align: {side}")
 
 
 def _short(text: str) -> str:
@@ -62,19 +74,17 @@ def _facts(facts: dict[str, Any], open_at: Callable[[Any], QueueReader]) -> Node
         for reader in facts["readers"]
         if reader["error"] is None
     ]
-    size = len(facts["segments"]) * facts["segment_bytes"] / (1 << 20)
+    count = len(facts["segments"])
+    size = count * facts["segment_bytes"] / (1 << 20)
     rows = [
         ("messages", f"{next_seq - first_seq:,} (next: {next_seq:,})"),
         ("rate", "not known" if rate is None else f"{rate:,.0f} messages/s, by the last ones"),
         ("writer", writer),
         ("readers", ", ".join(readers) or "none registered"),
-        ("size", f"{size:,.4g} MiB in {len(facts['segments'])} segments"),
+        ("size", f"{size:,.4g} MiB in {count} segment{'s' * (count != 1)}"),
     ]
-    return node("table", node("tbody", *(node("tr", *map(_cell, row)) for row in rows)))
-
-
-def _cell(text: str) -> Node:
-    return node("td", _short(text))
+    body = (node("tr", _cell(name, ""), _cell(text, "")) for name, text in rows)
+    return node("table", node("tbody", *body))
 
 
 def _rate(first_seq: int, next_seq: int, open_at: Callable[[Any], QueueReader]) -> float | None:
@@ -105,7 +115,7 @@ def _schema(classes: Sequence[type[MessageBase]]) -> Node:
     if not classes:
         return node("p", "no schema: messages are bytes")
     rows = [
-        (cls.__name__, str(cls.type_id), str(cls.size_bytes), _fields_text(cls.FIELDS))
+        (cls.__name__, f"{cls.type_id:#06x}", str(cls.size_bytes), _fields_text(cls.FIELDS))
         for cls in classes
     ]
     return _table(("message", "type id", "bytes", "fields"), rows)

@@ -486,12 +486,15 @@ def test_what_a_queue_shows_is_escaped(folder: Path, text: str) -> None:
     assert {tag for tag, _ in found.tags} <= {
         *("div", "p", "strong", "table", "thead", "tbody", "tr", "th", "td")
     }
-    assert all(attributes.keys() <= {"class"} for _, attributes in found.tags)
+    assert all(attributes.keys() <= {"class", "style"} for _, attributes in found.tags)
+    styles = {attributes.get("style") for _, attributes in found.tags} - {None}
+    # Ours alone; numbers stand to the right.
+    assert styles <= {"text-align: left", "text-align: right"}
     assert "type 1" in "".join(found.text)
 
 
 def test_what_cannot_be_read_is_shown_with_the_reason(path: Path) -> None:
-    assert "cannot be read" in chronicle.Queue(path)._repr_html_()
+    assert "no queue at this path" in chronicle.Queue(path)._repr_html_()
     with publisher(path, schema=[Trade]) as writer:
         fill(writer, 3)
     assert "type 1" in chronicle.Queue(path)._repr_html_()

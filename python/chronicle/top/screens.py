@@ -200,8 +200,8 @@ class Help(ModalScreen[None]):
     """
 
     KEYS: Final = (
-        ("arrows, mouse", "move; click a head to sort by it"),
-        ("Enter, click", "open a thread, a queue or a process; Escape closes it"),
+        ("arrows, click", "choose a row; click a head to sort by it"),
+        ("Enter, click", "open the chosen thread, queue or process; Escape closes"),
         ("Tab, 1 to 6", "the next table; a page"),
         ("/", "filter all tables by a text; Escape ends that"),
         ("s, S", "sort by the next column; the other way round"),
