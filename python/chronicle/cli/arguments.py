@@ -80,10 +80,10 @@ def add_command(
 
 
 def folded(text: str) -> str:
-    """Return a text with its paragraphs filled, so that no terminal breaks them within a word.
+    r"""Return a text with its paragraphs filled, so that no terminal breaks them within a word.
 
-    >>> folded("One\\ntwo.\\n\\nThree.")
-    'One two.\\n\\nThree.'
+    >>> folded("One\ntwo.\n\nThree.")
+    'One two.\n\nThree.'
     """
     return "\n\n".join(textwrap.fill(part, WIDTH) for part in text.strip().split("\n\n"))
 

@@ -162,7 +162,7 @@ class _Walk:
             found
             for found in new
             if (is_strange and found[1].severity != "error")
-            or (found[1].code == "unknown" and os.path.dirname(found[0]) == path)
+            or (found[1].code == "unknown" and str(Path(found[0]).parent) == path)
         ]
         if len(strange) <= STRANGE_MAX:
             return

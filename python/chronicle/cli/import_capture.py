@@ -28,9 +28,10 @@ DESCRIPTION = """\
 Decode a capture into typed messages and append them to a queue, with their own timestamps.
 
 CAPTURE is a pcap file with IEX-TP (DEEP 1.0, TOPS 1.6) or MoldUDP64 (TotalView-ITCH 5.0), a
-daily ITCH file, or Binance WebSocket lines; plain, gzip, or zstd (which needs the extra `archive`). Gaps and restarts of the feed
-become messages of their own. The queue is created if it is not there; a queue that exists is
-appended to, if its schema does not contradict. The messages are flushed when the command returns.
+daily ITCH file, or Binance WebSocket lines; plain, gzip, or zstd (which needs the extra `archive`).
+Gaps and restarts of the feed become messages of their own. The queue is created if it is not there;
+a queue that exists is appended to, if its schema does not contradict. The messages are flushed when
+the command returns.
 """
 
 WIRE_FEEDS = {"iex": 0x8100, "mold": 0x8200, "itch": 0x8200}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from chronicle.bus.liveness import Ends
     from chronicle.cli.arguments import Commands
+    from chronicle.cli.machine import FileSystem
     from chronicle.message import Field, MessageBase
 
 EXAMPLES = """\
