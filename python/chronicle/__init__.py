@@ -17,7 +17,7 @@ b'hello'
 #   errors     the tree of exceptions                values: small immutable objects
 #   message    @message: fixed-layout messages       channel, aio: small helpers
 #   schema     queue.json: the messages that a queue carries; imported when first needed
-#   queue      queues, readers, writers, fan-in     packets: rings of UDP datagrams
+#   queue      queues, readers, writers, fan-in     packets: rings of UDP datagrams, packet_filters
 #   hot        handlers, and the hot thread that runs them; imported when first needed
 #   bus        who is there: endpoints with LOCK, LEASE and READY
 #   sidecar    the asyncio runtime beside hot threads; imported when first needed

@@ -6,6 +6,7 @@ than its wording. They look at whatever files exist.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import io
@@ -24,6 +25,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE_SRC = "crates/chronicle-core/src/"
 CODE_LINES_MAX = 800
+# As `too-many-lines-threshold` in clippy.toml.
+FUNCTION_LINES_MAX = 80
 # How far above its line an explanation may begin.
 COMMENT_LINES_ABOVE = 8
 # Words that may not stand in any file are put together here, so that this file may be read too.
@@ -230,6 +233,20 @@ def test_files_stay_short_enough_to_read() -> None:
     counts |= {p: python_code_line_count(p) for p in files_with(".py")}
     broken = [f"{relative(p)}: {n} lines of code" for p, n in counts.items() if n > CODE_LINES_MAX]
     report(broken, f"files hold at most {CODE_LINES_MAX} lines of code")
+
+
+def test_functions_stay_short_enough_to_read() -> None:
+    """Of Rust clippy says so (`too_many_lines`)."""
+    broken = []
+    for path in files_with(".py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+                assert node.end_lineno is not None
+                count = node.end_lineno - first.lineno + 1
+                if count > FUNCTION_LINES_MAX:
+                    broken.append(f"{relative(path)}:{node.lineno}: {node.name}: {count} lines")
+    report(broken, f"functions hold at most {FUNCTION_LINES_MAX} lines behind their signature")
 
 
 def test_no_file_names_unfinished_work_a_machine_or_a_registry() -> None:

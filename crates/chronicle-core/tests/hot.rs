@@ -339,23 +339,21 @@ fn commands_are_acknowledged_in_order_with_their_bytes() {
     assert_eq!(seen.commands, 1);
 }
 
+/// A reader of the queue `in`, to be handed over.
+fn reader_to_add(scratch: &Scratch, name: &str) -> What {
+    let mut reader = scratch.reader("in", name);
+    reader.set_hot(true);
+    What::AddReader { reader, tag: 7, about: Box::default() }
+}
+
 #[test]
 fn readers_and_writers_come_and_go_while_it_runs() {
     let scratch = Scratch::new("come-and-go");
     let mut input = scratch.writer("in");
     let mut hot = start(Cargo::default());
     input.append(TYPE_SUM, &5_u64.to_le_bytes(), None).unwrap();
-    let add = |name: &str| What::AddReader {
-        reader: {
-            let mut reader = scratch.reader("in", name);
-            reader.set_hot(true);
-            reader
-        },
-        tag: 7,
-        about: Box::default(),
-    };
     // An output without a writer drops and counts.
-    send(&mut hot, 1, add("a"));
+    send(&mut hot, 1, reader_to_add(&scratch, "a"));
     assert!(matches!(next_ack(&mut hot), Ack::Added { ticket: 1, source: 0, .. }));
     match next_ack(&mut hot) {
         Ack::FirstMessage { ticket: 1, source: 0, times, first_message_ns } => {
@@ -407,22 +405,8 @@ fn readers_and_writers_come_and_go_while_it_runs() {
         }
         _ => panic!("not the ack"),
     }
-    // What cannot be done comes back.
-    send(&mut hot, 5, What::RemoveReader { source: 0 });
-    let refused = next_ack(&mut hot);
-    let no_such = |r| matches!(r, Refusal::NoSuchSource { source: 0 });
-    assert!(matches!(refused, Ack::Refused { ticket: 5, refusal, .. } if no_such(refusal)));
-    let nowhere = scratch.writer("nowhere");
-    send(&mut hot, 6, What::AddWriter { output: 7, writer: nowhere, about: Box::default() });
-    match next_ack(&mut hot) {
-        Ack::Refused { ticket: 6, refusal, what: What::AddWriter { mut writer, .. }, .. } => {
-            assert_eq!(refusal, Refusal::NoSuchOutput { output: 7 });
-            writer.append(1, b"still good", None).unwrap();
-        }
-        _ => panic!("not the ack"),
-    }
     for n in 0..5_u64 {
-        send(&mut hot, 10 + n, add(&format!("r{n}")));
+        send(&mut hot, 10 + n, reader_to_add(&scratch, &format!("r{n}")));
         match next_ack(&mut hot) {
             Ack::Added { source, .. } => assert_eq!(u64::from(source), n),
             Ack::Refused { refusal, what: What::AddReader { reader, .. }, .. } => {
@@ -437,6 +421,26 @@ fn readers_and_writers_come_and_go_while_it_runs() {
     let (ended, seen) = stop(hot);
     assert_eq!(seen.events, [5, 1, 0]);
     assert_eq!(ended.readers.iter().map(|r| r.0).collect::<Vec<_>>(), [10, 11, 12, 13]);
+}
+
+#[test]
+fn what_cannot_be_done_comes_back() {
+    let scratch = Scratch::new("comes-back");
+    let mut hot = start(Cargo::default());
+    send(&mut hot, 5, What::RemoveReader { source: 0 });
+    let refused = next_ack(&mut hot);
+    let no_such = |r| matches!(r, Refusal::NoSuchSource { source: 0 });
+    assert!(matches!(refused, Ack::Refused { ticket: 5, refusal, .. } if no_such(refusal)));
+    let nowhere = scratch.writer("nowhere");
+    send(&mut hot, 6, What::AddWriter { output: 7, writer: nowhere, about: Box::default() });
+    match next_ack(&mut hot) {
+        Ack::Refused { ticket: 6, refusal, what: What::AddWriter { mut writer, .. }, .. } => {
+            assert_eq!(refusal, Refusal::NoSuchOutput { output: 7 });
+            writer.append(1, b"still good", None).unwrap();
+        }
+        _ => panic!("not the ack"),
+    }
+    stop(hot);
 }
 
 #[test]

@@ -18,6 +18,7 @@ Importing this package costs neither NumPy nor Numba; compiling does.
 #   guard                           reports of system calls that a hot thread made
 #   program, acks, meter            what a thread runs, what it answers, what it shows
 #   counters                        the same for other processes, in a mapped file
+#   told, ended                     what comes back from a hot thread, and how it has ended
 #   thread                          `HotThread`, the sidecar's side of a hot thread
 #   waits                           which wait strategy suits the machine
 #   rebuild                         a state from what earlier lives have published
