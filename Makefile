@@ -18,6 +18,7 @@ EXTENSION := $(VENV)/.stamp-extension
 PEERS := $(VENV)/.stamp-peers
 DOCS := $(VENV)/.stamp-docs
 SITE := target/site
+ARM := aarch64-unknown-linux-gnu
 RUST_INPUTS := Cargo.toml $(wildcard crates/*/Cargo.toml) $(shell find crates -path '*/src/*.rs')
 PYTHON_CODE := $(wildcard python tests examples benches tools)
 
@@ -29,7 +30,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo demo-queues chaos strategies docs screenshots test test-rust test-loom \
-	test-python test-asan fire soak watched bench lint wheel fmt clean
+	test-python test-asan check-arm fire soak watched bench lint wheel fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +110,11 @@ test-asan: ## The hostile-file test under AddressSanitizer (two thousand mutatio
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CHRONICLE_HOSTILE_COUNT=2000 \
 		cargo test --package chronicle-core --target-dir target/asan \
 		--target $(shell rustc -vV | sed -n 's/^host: //p') --test hostile
+
+check-arm: ## Types of the Rust code on 64-bit ARM, tests included (needs rustup); nothing runs
+	rustup target add $(ARM)
+	env -u PYO3_PYTHON PYO3_CROSS=1 PYO3_NO_PYTHON=1 cargo clippy --workspace --all-targets \
+		--features chronicle-core/failpoints --target $(ARM) --target-dir target/aarch64 -- -D warnings
 
 fire: ## All tests with the torture tests at full size (long)
 	$(MAKE) test FIRE=full

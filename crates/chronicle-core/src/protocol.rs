@@ -17,8 +17,9 @@
 //! - P4 ring: `ring` Release increment in [`Doorbell::ring`] -> Acquire load in [`Doorbell::arm`].
 //!   A waiter that loads the new count also sees `armed` cleared *before* it sets it again, so its
 //!   own flag survives.
-//! - P5 hand-over: Release exchange in [`Slot::put`] -> Acquire exchange in [`Slot::take`]. Who
-//!   takes an object sees all that was done to it.
+//! - P5 hand-over: Release exchange in [`Slot::put`] -> Acquire exchange in [`Slot::take`], or
+//!   Acquire load in [`Slot::is_ready`]. Who takes an object, or sees that there is one, sees all
+//!   that was done before it was put.
 //! - P6 retention: `floor` store, full fence, cursor loads in [`raise_floor`].
 //! - P7 joining: cursor store, full fence, `floor` load in [`join_floor`]. P6 and P7 together:
 //!   either retention sees the cursor, or the reader sees the floor that passed it.
@@ -237,6 +238,12 @@ impl<T> Slot<T> {
         // SAFETY: a non-null pointer was put by `put` from `Arc::into_raw`, and the exchange made
         // us its only owner.
         Some(unsafe { Arc::from_raw(raw) })
+    }
+
+    /// Whether there is something to take; who sees that sees all that was done before it was put.
+    /// The answer may be old when it arrives. P5.
+    pub fn is_ready<O: Orderings>(&self) -> bool {
+        !self.held.load(O::SLOT_TAKE).is_null()
     }
 
     /// Whether there is something to take. A hint: the answer may be old when it arrives.

@@ -552,6 +552,33 @@ fn two_takers<O: Orderings>() {
     assert_eq!(drops[0].load(Ordering::Relaxed), 1);
 }
 
+/// An XDP socket goes: its last frame was counted before the memory of the next socket is put. A
+/// reader that has found no frame, and then sees that memory, must see the count before it leaves.
+fn last_count<O: Orderings>() {
+    let (count, slot) = (Arc::new(AtomicU32::new(0)), Arc::new(Slot::<u32>::default()));
+    let (their_count, theirs) = (Arc::clone(&count), Arc::clone(&slot));
+    let other = thread::spawn(move || {
+        protocol::give_frame_back::<O>(&their_count, 1);
+        drop(theirs.put::<O>(Arc::new(7)));
+    });
+    if slot.is_ready::<O>() {
+        let seen = protocol::frame_status::<O>(&count);
+        assert_eq!(seen, 1, "the last frame is overlooked");
+    }
+    other.join().unwrap();
+}
+
+#[test]
+fn who_sees_that_something_was_put_sees_what_came_before() {
+    check(None, last_count::<Strong>);
+}
+
+#[test]
+fn with_a_relaxed_put_or_look_the_last_frame_is_overlooked() {
+    breaks!(None, "the last frame is overlooked", last_count::<WeakSlotPut>);
+    breaks!(None, "the last frame is overlooked", last_count::<WeakSlotTake>);
+}
+
 #[test]
 fn a_mapping_is_handed_over_whole_both_ways_and_dropped_once() {
     check(None, hand_over::<Strong>);

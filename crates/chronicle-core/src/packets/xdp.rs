@@ -53,8 +53,8 @@ impl XdpRing {
     pub fn peek(&mut self, counters: &Counters) -> Option<Frame> {
         let received = &self.memory.received;
         if frame_status::<Strong>(received.put()) == self.taken {
-            let is_renewed = self.exchange.new.is_full() && self.take_new();
-            return if is_renewed { self.peek(counters) } else { None };
+            let is_more = self.exchange.new.is_full() && self.take_new();
+            return if is_more { self.peek(counters) } else { None };
         }
         // SAFETY: the kernel has stored this one (P12) and leaves it alone until it is taken.
         let entry = unsafe { received.entry(self.taken).read() };
@@ -114,11 +114,16 @@ impl XdpRing {
         give_frame_back::<Strong>(free.put(), self.given_back);
     }
 
-    /// All of the old memory has been read, and nothing more will come into it. P5.
+    /// Goes over to the new memory, if all of the old has been read; whether there is something to
+    /// look at. Who sees the new memory sees the last count of the old one (P5), into which nothing
+    /// comes any more: the look that found nothing may have been before that.
     #[cold]
     fn take_new(&mut self) -> bool {
-        if self.exchange.old.is_full() {
+        if self.exchange.old.is_full() || !self.exchange.new.is_ready::<Strong>() {
             return false;
+        }
+        if frame_status::<Strong>(self.memory.received.put()) != self.taken {
+            return true;
         }
         let Some(new) = self.exchange.new.take::<Strong>() else { return false };
         let old = std::mem::replace(&mut self.memory, new);
@@ -205,6 +210,24 @@ mod tests {
             frames.into_iter().for_each(|frame| ring.give_back(frame));
         }
         assert!(ring.taken < START, "the counts have gone around");
+    }
+
+    #[test]
+    fn a_frame_that_came_after_the_look_is_read_before_the_memory_is_left() {
+        let (mut kernel, mut ring) = rings();
+        let counters = Counters::default();
+        assert!(ring.peek(&counters).is_none());
+        // What may happen behind that look: a last frame, the end of the socket, a new one.
+        let frame = kernel.take();
+        kernel.put(frame + 256, 60);
+        let new = XdpMemory::without_kernel(FRAMES, FRAME_BYTES, 0).unwrap();
+        assert!(ring.exchange.new.put::<Strong>(Arc::new(new)).is_ok());
+        assert!(ring.take_new());
+        assert_eq!(ring.peek(&counters).map(|found| found.stored), Some(60));
+        ring.advance();
+        assert!(ring.peek(&counters).is_none());
+        let old = ring.exchange.old.take::<Strong>().unwrap();
+        assert_eq!((old.untaken(), Arc::ptr_eq(&old, &kernel.memory)), (0, true));
     }
 
     #[test]

@@ -219,16 +219,20 @@ impl Writer {
     pub fn append_mixed(&mut self, batch: MixedBatch<'_>) -> Result<u64> {
         let first = self.head.sequence;
         batch.check(self.queue.geometry.payload_bytes_max())?;
+        self.append_columns(&batch).map(|()| first)
+    }
+
+    /// Columns of one length. What they say is checked again as it is used: they may be another
+    /// program's memory, which it changes meanwhile, and a panic would leave a hole in the queue.
+    fn append_columns(&mut self, batch: &MixedBatch<'_>) -> Result<()> {
         let now_ns = self.clock.now_ns();
         let mut run = Run::default();
         let filled = (0..batch.offsets.len()).try_for_each(|i| {
-            let at = batch.offsets[i] as usize;
-            let payload = &batch.buffer[at..at + batch.lengths[i] as usize];
             let timestamp_ns = batch.timestamps_ns.get(i).copied().unwrap_or(now_ns);
-            self.append_to_run(&mut run, batch.type_ids[i], payload, timestamp_ns)
+            self.append_to_run(&mut run, batch.type_ids[i], batch.payload(i)?, timestamp_ns)
         });
         self.publish_run(&mut run);
-        filled.map(|()| first)
+        filled
     }
 
     /// Writes a record whose commit readers cannot reach yet: the run's first commit word is still
@@ -709,17 +713,60 @@ impl MixedBatch<'_> {
             );
             return Err(Error::bad("batch", found, "columns of one length"));
         }
-        for (i, (&offset, &len)) in self.offsets.iter().zip(self.lengths).enumerate() {
-            let end = offset.checked_add(len.into());
-            if end.is_none_or(|end| end > self.buffer.len() as u64) {
-                let found = format!("record {i} at {offset} of {len} bytes");
-                let expected = format!("records inside the buffer of {} bytes", self.buffer.len());
-                return Err(Error::bad("batch", found, expected));
-            }
-            if len as usize > len_bytes_max {
-                return Err(ErrorKind::TooLarge { len_bytes: len as usize, len_bytes_max }.into());
+        for i in 0..n {
+            let len_bytes = self.payload(i)?.len();
+            if len_bytes > len_bytes_max {
+                return Err(ErrorKind::TooLarge { len_bytes, len_bytes_max }.into());
             }
         }
         Ok(())
+    }
+
+    #[inline]
+    fn payload(&self, i: usize) -> Result<&[u8]> {
+        let (offset, len) = (self.offsets[i], self.lengths[i]);
+        let start = usize::try_from(offset).ok();
+        let payload = start.and_then(|at| self.buffer.get(at..at.checked_add(len as usize)?));
+        payload.ok_or_else(|| {
+            let found = format!("record {i} at {offset} of {len} bytes");
+            let expected = format!("records inside the buffer of {} bytes", self.buffer.len());
+            Error::bad("batch", found, expected)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::options::Start;
+    use crate::queue::reader::Reader;
+
+    #[test]
+    fn columns_that_change_after_they_were_checked_are_an_error_and_leave_no_hole() {
+        let path = std::env::temp_dir().join(format!("columns-{}", std::process::id()));
+        let options = Options { segment_bytes: 1 << 16, ..Options::default() };
+        let mut writer = Writer::open(&path, &options).unwrap();
+        let mut reader = Reader::open(&path, None, Start::Earliest).unwrap();
+        let mut expected = Vec::new();
+        for (offset, len) in [(9, 1), (u64::MAX, 1), (0, u32::MAX), (5, 5)] {
+            let batch = MixedBatch {
+                buffer: b"12345678",
+                offsets: &[0, 3, offset, 0],
+                lengths: &[3, 0, len, 1],
+                type_ids: &[1, 2, 3, 4],
+                timestamps_ns: &[],
+            };
+            // As if they had been good when they were checked.
+            let error = writer.append_columns(&batch).unwrap_err();
+            assert!(error.to_string().contains("record 2 at"), "{error}");
+            writer.append(9, b"behind it", None).unwrap();
+            expected.extend([(1, b"123".to_vec()), (2, vec![]), (9, b"behind it".to_vec())]);
+        }
+        let mut found = Vec::new();
+        while let Some(record) = reader.next().unwrap() {
+            found.push((record.raw.type_id, record.payload().to_vec()));
+        }
+        assert_eq!(found, expected);
+        std::fs::remove_dir_all(&path).unwrap();
     }
 }

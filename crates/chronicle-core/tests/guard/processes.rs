@@ -1,7 +1,7 @@
 //! What needs a process of its own: this binary, asked for one ignored test.
 
 use crate::support::*;
-use chronicle_core::hot::guard::{Guard, GuardAction, GuardMode};
+use chronicle_core::hot::guard::{Guard, GuardMode};
 use chronicle_core::os::process::block_signals;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -302,7 +302,7 @@ child!(child_32_bit, {
         let [report] = outcome.reports[..] else { panic!("{:?}", outcome.reports) };
         assert_eq!((report.number, report.arch), (20, 0x4000_0003));
         assert_eq!(report.args, [11, 12, 13, 14, 15, 16]);
-        assert_eq!(report.action, GuardAction::Refused);
+        assert_eq!(report.action, chronicle_core::hot::guard::GuardAction::Refused);
     }
     exit(42)
 });
