@@ -36,6 +36,8 @@ from chronicle.feeds.source import ByteSource
 
 NS_PER_S = 1_000_000_000
 TICK = 100  # a cent, in the feed's ten thousandths of a dollar
+#: Message types of DEEP: a price level of the buy side, of the sell side.
+BUY, SELL = ord("8"), ord("5")
 
 
 def address(text: str) -> tuple[str, int]:
@@ -58,14 +60,14 @@ def generated(seed: int, count: int, runs: int) -> Iterator[bytes]:
     chance = random.Random(seed)
     now_ns = 1_700_000_000 * NS_PER_S
     for _ in range(runs):
-        middles = {symbol: chance.randrange(2_000, 60_000) * TICK for symbol in SYMBOLS}
+        market = Market(chance)
         packet = iex_packet(b"", 0, sequence=1, offset=0, sent_ns=now_ns, protocol=DEEP_1_0)
         yield packet
         sequence, offset, last = 1, 0, count // runs
         while sequence <= last:
             now_ns += int(chance.expovariate(1 / 50_000)) + 1
             messages = min(chance.choice((1, 1, 2, 3, 6)), last + 1 - sequence)
-            blocks = b"".join(made_up(chance, middles, now_ns) for _ in range(messages))
+            blocks = b"".join(market.move(now_ns) for _ in range(messages))
             packet = iex_packet(
                 blocks,
                 messages,
@@ -83,20 +85,42 @@ def generated(seed: int, count: int, runs: int) -> Iterator[bytes]:
         now_ns += 30 * NS_PER_S
 
 
-def made_up(chance: random.Random, middles: dict[bytes, int], now_ns: int) -> bytes:
-    """Return one message with its length before it: a price level, or a trade."""
-    symbol = chance.choice(SYMBOLS)
-    middles[symbol] = middle = max(100 * TICK, middles[symbol] + chance.choice((-1, 0, 1)) * TICK)
-    size = chance.randrange(1, 20) * 100
-    head = now_ns, symbol.ljust(8)
-    if chance.random() < 0.1:
-        trade_id = chance.randrange(1 << 40)
-        return struct.pack("<HBBq8sIqq", 38, ord("T"), 0, *head, size, middle, trade_id)
-    away = chance.randrange(1, 12) * TICK
-    code, price = chance.choice(((ord("8"), middle - away), (ord("5"), middle + away)))
-    if chance.random() < 0.4:
-        size = 0
-    return struct.pack("<HBBq8sIq", 30, code, 1, *head, size, price)
+class Market:
+    """A made-up market: of each symbol a middle price that walks, and the levels around it.
+
+    Buyers stand below the middle and sellers above it, always: who stands where the middle has come
+    to is gone in that very message. A book whose sides cross would keep its best prices, and
+    whoever trades on those would have nothing to do, for as long as the middle is elsewhere.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._middles = {symbol: chance.randrange(2_000, 60_000) * TICK for symbol in SYMBOLS}
+        #: Of each symbol, by price: buy or sell.
+        self._levels: dict[bytes, dict[int, int]] = {symbol: {} for symbol in SYMBOLS}
+
+    def move(self, now_ns: int) -> bytes:
+        """Return one message with its length before it: a price level, or a trade."""
+        chance = self._chance
+        symbol = chance.choice(SYMBOLS)
+        levels = self._levels[symbol]
+        middle = max(100 * TICK, self._middles[symbol] + chance.choice((-1, 0, 1)) * TICK)
+        self._middles[symbol] = middle
+        head = now_ns, symbol.ljust(8)
+        if middle in levels:
+            return struct.pack("<HBBq8sIq", 30, levels.pop(middle), 1, *head, 0, middle)
+        size = chance.randrange(1, 20) * 100
+        if chance.random() < 0.1:
+            trade_id = chance.randrange(1 << 40)
+            return struct.pack("<HBBq8sIqq", 38, ord("T"), 0, *head, size, middle, trade_id)
+        away = chance.randrange(1, 12) * TICK
+        side, price = chance.choice(((BUY, middle - away), (SELL, middle + away)))
+        if chance.random() < 0.4:
+            size = 0
+            levels.pop(price, None)
+        else:
+            levels[price] = side
+        return struct.pack("<HBBq8sIq", 30, side, 1, *head, size, price)
 
 
 def heartbeat(packet: bytes, sent_ns: int) -> bytes:
