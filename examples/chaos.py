@@ -10,6 +10,10 @@ again, as a service manager would do it; nobody is told anything. At the end all
 a moment, to show that they have recovered; then the strategies are asked to leave, everything
 drains, and every order must be accounted for.
 
+Meanwhile `timeline.py` looks on. It prints for each five seconds who was up for how much of them,
+what was traded, and what kept a strategy from it; and if one does not trade again though everybody
+that it needs is up, that is wrong, too.
+
 The venue that the feed handler listens to is outside of that system: it sends on two lines that
 lose packets, over a cable (a veth pair) in a network namespace that ends with this program. That
 needs root. With `--market`, `market.py` takes the feed handler's place.
@@ -31,9 +35,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from accounts import Accounts, account, read_bus
+from timeline import Look, Timeline, Witness
 
 HERE: Final = Path(__file__).parent
 PATIENCE_S: Final = 180.0
+#: Between two looks at everybody.
+LOOK_S: Final = 0.1
 #: The venue's end of the cable and ours; the two lines; where recovery listens.
 CABLE: Final = ("chr-venue", "chr-feed")
 VENUE: Final = "10.77.0.1"
@@ -56,6 +63,7 @@ class Child:
     """A process that is started again whenever it has ended."""
 
     name: str
+    endpoint: str
     command: Sequence[str]
     log: IO[bytes]
     process: subprocess.Popen[bytes] | None = None
@@ -64,6 +72,9 @@ class Child:
     stops: int = 0
     continue_at_s: float | None = None
     is_leaving: bool = False
+    #: When it was started, as long as it is not up and was left alone; and how long lives took.
+    started_s: float | None = None
+    took_s: list[float] = field(default_factory=list)
     #: Ends that nobody asked for: exit statuses.
     ends: list[int] = field(default_factory=list)
 
@@ -71,10 +82,28 @@ class Child:
         self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log)
         self.starts += 1
         self.continue_at_s = None
+        self.started_s = time.monotonic()
 
     def send(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
+
+    @property
+    def running(self) -> int | None:
+        """Its process id, if it runs and is not stopped."""
+        if self.process is None or self.continue_at_s is not None:
+            return None
+        return self.process.pid if self.process.poll() is None else None
+
+    def kill(self) -> None:
+        self.kills += 1
+        self.send(signal.SIGKILL)
+
+    def stop(self, stop_s: float) -> None:
+        self.stops += 1
+        self.send(signal.SIGSTOP)
+        self.continue_at_s = time.monotonic() + stop_s
+        self.started_s = None
 
     def supervise(self, now_s: float) -> None:
         """Continue it if it is time; start it if it has ended."""
@@ -103,30 +132,38 @@ class Chaos:
         self.logs.mkdir()
         self.venue: subprocess.Popen[bytes] | None = None
         bus = str(self.bus)
+        feed = "streams/iex"
         if market:
-            source = self._child("market", "market", bus, "--venue", "iex", "--rate", str(rate))
+            more = ("--venue", "iex", "--rate", str(rate))
+            source = self._child("market", feed, "market", bus, *more)
             symbol = "ZXIET"
         else:
             self.venue = self._start_venue(rate, seconds + PATIENCE_S)
             source = self._child(
-                *("feed", "feed_handler", bus, "--interface", CABLE[1], "--lines", *LINES),
+                *("feed", feed, "feed_handler", bus, "--interface", CABLE[1], "--lines", *LINES),
                 *("--recovery", f"{VENUE}:{RECOVERY_PORT}", "--live-mib", "8"),
             )
             symbol = "AAPL"
-        self.children = [
+        others = [
             source,
-            self._child("exchange", "exchange", bus),
-            self._child("router", "router", bus),
+            self._child("exchange", "exchanges/sim", "exchange", bus),
+            self._child("router", "gateways/main", "router", bus),
         ]
         more = ("--symbol", symbol, "--risk", str(risk))
         self.strategies = [
-            self._child(name, "strategy", bus, name, *more) for name in ("alpha", "beta")
+            self._child(name, f"orders/{name}", "strategy", bus, name, *more)
+            for name in ("alpha", "beta")
         ]
-        self.children += self.strategies
+        self.others, self.children = others, others + self.strategies
+        names = [child.name for child in self.strategies]
+        endpoints = {child.name: child.endpoint for child in self.children}
+        self.witness = Witness(self.bus, endpoints, names, "main", self.bus / feed / "live")
+        self.look_at_s = 0.0
+        self.begin()
 
-    def _child(self, name: str, script: str, *arguments: str) -> Child:
+    def _child(self, name: str, endpoint: str, script: str, *arguments: str) -> Child:
         command = [sys.executable, str(HERE / f"{script}.py"), *arguments]
-        return Child(name, command, (self.logs / f"{name}.log").open("ab"))
+        return Child(name, endpoint, command, (self.logs / f"{name}.log").open("ab"))
 
     def _start_venue(self, rate: float, seconds: float) -> subprocess.Popen[bytes]:
         """Start what sends the market. It ends when its input does."""
@@ -148,8 +185,33 @@ class Chaos:
                 return False
             for child in self.children:
                 child.supervise(now_s)
+            if now_s >= self.look_at_s:
+                self.look()
             time.sleep(0.02)
         return True
+
+    def begin(self) -> None:
+        """Begin to count seconds, and the table of them."""
+        self.timeline = Timeline(
+            [child.name for child in self.others], [child.name for child in self.strategies]
+        )
+        self.begin_s = time.monotonic()
+        print(self.timeline.heading, flush=True)
+
+    def look(self) -> Look:
+        """Look who is up and what has become of them; print the row of the table that is full."""
+        now_s = time.monotonic()
+        self.look_at_s = now_s + LOOK_S
+        running = {child.name: child.running for child in self.children}
+        alive = {name: pid for name, pid in running.items() if pid is not None}
+        self.last = look = self.witness.look(now_s - self.begin_s, alive)
+        for child in self.children:
+            if child.name in look.up and child.started_s is not None:
+                child.took_s.append(now_s - child.started_s)
+                child.started_s = None
+        if (row := self.timeline.note(look)) is not None:
+            print(row, flush=True)
+        return look
 
     def plan(self, seconds: int) -> list[tuple[Child, float | None]]:
         """Choose whom to disturb in each second: to kill, or to stop for so long.
@@ -169,16 +231,13 @@ class Chaos:
 
     def run(self, seconds: int) -> None:
         """Disturb somebody, once a second."""
-        begin_s = time.monotonic()
+        self.begin()
         for second, (child, stop_s) in enumerate(self.plan(seconds), 1):
             if stop_s is None:
-                child.kills += 1
-                child.send(signal.SIGKILL)
+                child.kill()
             else:
-                child.stops += 1
-                child.send(signal.SIGSTOP)
-                child.continue_at_s = time.monotonic() + stop_s
-            self.supervise_until(lambda: False, begin_s + second)
+                child.stop(stop_s)
+            self.supervise_until(lambda: False, self.begin_s + second)
             if second % 10 == 0:
                 self.say(f"{second} s")
 
@@ -193,30 +252,18 @@ class Chaos:
             flush=True,
         )
 
-    def trades(self) -> Callable[[], bool]:
-        """Return a function that says whether each strategy had an order acknowledged by then."""
-        before = self._acked()
-        looked_s = 0.0
+    def trade(self) -> list[str]:
+        """Wait until each strategy has had one more order acknowledged; return what is wrong."""
+        then = self.look().sights
 
-        def have() -> bool:
-            nonlocal looked_s
-            if time.monotonic() < looked_s + 0.25:
-                return False
-            looked_s = time.monotonic()
-            now = self._acked()
-            return all(now[child.name] > before[child.name] for child in self.strategies)
+        def waiting() -> list[str]:
+            return [name for name, now in self.last.sights.items() if now.acked == then[name].acked]
 
-        return have
-
-    def _acked(self) -> dict[str, int]:
-        """Return how many orders of each strategy were acknowledged."""
-        log = read_bus(self.bus)
-        return {
-            child.name: sum(
-                report.kind == 1 for _, report in log.reports.get((child.name, "main"), ())
-            )
-            for child in self.strategies
-        }
+        in_time = self.supervise_until(
+            lambda: bool(self.timeline.wrong) or not waiting(), time.monotonic() + PATIENCE_S
+        )
+        late = [] if in_time else [f"{name}: no order in {PATIENCE_S:.0f} s" for name in waiting()]
+        return self.timeline.wrong + late
 
     def calm(self) -> None:
         """Continue whoever is stopped."""
@@ -258,6 +305,26 @@ class Chaos:
                 child.process.wait()
             child.log.close()
         self.end_venue()
+        self.witness.close()
+
+    def show(self) -> list[str]:
+        """Print what became of the processes; return what nobody has asked for."""
+        print(f"\n{'process':10} {'starts':>7} {'kills':>7} {'stops':>7}  up after a start")
+        for child in self.children:
+            # The median, and the longest.
+            took_s = sorted(child.took_s) or [0.0]
+            print(
+                f"{child.name:10} {child.starts:7} {child.kills:7} {child.stops:7}  "
+                f"in {took_s[len(took_s) // 2]:.1f} s, at most {took_s[-1]:.1f} s"
+            )
+        print()
+        for name, messages in self.timeline.longest.items():
+            print(f"{name}: at most {messages:,} market messages with everybody up and no order")
+        return [
+            f"{child.name} ended by itself: status={status}"
+            for child in self.children
+            for status in child.ends
+        ]
 
     def end_venue(self) -> None:
         """Close the market."""
@@ -272,21 +339,17 @@ def run(folder: Path, seconds: int, seed: int, rate: float, *, market: bool) -> 
     try:
         for child in chaos.children:
             child.start()
-        if not chaos.supervise_until(chaos.trades(), time.monotonic() + PATIENCE_S):
-            return ["no order was acknowledged at the beginning"]
+        if wrong := chaos.trade():
+            return [f"at the beginning: {line}" for line in wrong]
         chaos.run(seconds)
         chaos.calm()
-        wrong = []
-        if not chaos.supervise_until(chaos.trades(), time.monotonic() + PATIENCE_S):
-            wrong.append("not every strategy has recovered")
+        wrong = chaos.trade()
+        print(chaos.timeline.end(), flush=True)
         accounts, more = chaos.drain()
         wrong += more
     finally:
         chaos.end()
-    print(f"\n{'process':10} {'starts':>7} {'kills':>7} {'stops':>7}")
-    for child in chaos.children:
-        print(f"{child.name:10} {child.starts:7} {child.kills:7} {child.stops:7}")
-        wrong += [f"{child.name} ended by itself: status={status}" for status in child.ends]
+    wrong += chaos.show()
     print(f"\n{accounts.orders:,} orders, {accounts.cancels:,} cancels")
     print(f"{accounts.acked:,} acknowledged once, {accounts.rejected:,} refused with a reason:")
     for reason, count in sorted(accounts.reasons.items()):
@@ -319,7 +382,7 @@ def lay_cable() -> None:
 
 
 def main() -> int:
-    """Run for so many seconds; exit status 1 if an order is not accounted for."""
+    """Run for so many seconds; exit status 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description="Kill and stop a system's processes at random.")
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))

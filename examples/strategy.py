@@ -138,7 +138,17 @@ class Strategy(Books):
     life_ns: i64 = 500 * MS
     stale_ns: i64 = 1_000 * MS
     out: Output
+    #: Changes of the symbol's book; those at which the rule wants an order; those with one.
+    looks: Counter
+    signals: Counter
     sent: Counter
+    #: Why the others went without: `signals` is the sum of these and `sent`.
+    held_waiting: Counter
+    held_old: Counter
+    held_pause: Counter
+    held_gateway: Counter
+    held_open: Counter
+    held_position: Counter
     cancels: Counter
     fills: Counter
     refused: Counter
@@ -151,36 +161,44 @@ class Strategy(Books):
 
     def changed(self, slot: int, info: Info) -> None:
         """Look whether to trade: the book of a symbol has changed."""
-        if not self.may_trade(slot, info):
+        if self.symbols[slot].symbol != self.symbol:
             return
+        self.looks.add(1)
+        if self.phase == WAITING and self.is_fed and self.is_fresh(info):
+            self.phase = TRADING
         bid_size = self.best_bid_size(slot)
         ask_size = self.best_ask_size(slot)
         if bid_size > self.ratio * ask_size and ask_size > 0:
-            self.send(BUY, self.best_ask(slot), info.seq)
+            self.want(BUY, self.best_ask(slot), info)
         elif ask_size > self.ratio * bid_size and bid_size > 0:
-            self.send(SELL, self.best_bid(slot), info.seq)
+            self.want(SELL, self.best_bid(slot), info)
 
-    def may_trade(self, slot: int, info: Info) -> bool:
-        if self.symbols[slot].symbol != self.symbol:
-            return False
-        if self.phase == WAITING and self.is_fed and self.is_fresh(info):
-            self.phase = TRADING
-        if self.phase != TRADING or not self.trading or not self.is_fresh(info):
-            return False
-        return self.now_ns - self.sent_ns >= self.pause_ns
+    def want(self, side: int, price: int, info: Info) -> None:
+        """Send an order, or count what it is that holds it back."""
+        self.signals.add(1)
+        signed = self.quantity if side == BUY else -self.quantity
+        row = self.orders[(self.order_id + 1) % ORDERS]
+        gateway = self.choose_gateway()
+        if self.phase != TRADING or not self.trading:
+            self.held_waiting.add(1)
+        elif not self.is_fresh(info):
+            self.held_old.add(1)
+        elif self.now_ns - self.sent_ns < self.pause_ns:
+            self.held_pause.add(1)
+        elif gateway < 0:
+            self.held_gateway.add(1)
+        elif row.order_id != 0 or self.open_orders >= self.open_orders_max:
+            self.held_open.add(1)
+        elif abs(self.position + self.on_its_way(side) + signed) > self.position_max:
+            self.held_position.add(1)
+        else:
+            self.send(side, price, info.seq, gateway)
 
     def is_fresh(self, info: Info) -> bool:
         """Whether a message is of now. After a pause there may be a backlog: that is history."""
         return self.now_ns - info.timestamp_ns < self.stale_ns
 
-    def send(self, side: int, price: int, cause: int) -> None:
-        signed = self.quantity if side == BUY else -self.quantity
-        row = self.orders[(self.order_id + 1) % ORDERS]
-        gateway = self.choose_gateway()
-        if gateway < 0 or row.order_id != 0 or self.open_orders >= self.open_orders_max:
-            return
-        if abs(self.position + self.on_its_way(side) + signed) > self.position_max:
-            return
+    def send(self, side: int, price: int, cause: int, gateway: int) -> None:
         self.out.publish(
             Order(
                 order_id=self.order_id + 1,
@@ -423,7 +441,7 @@ class Surroundings:
 
     def send(self, command: Any) -> None:
         assert self.hot is not None
-        # No room is an error: the service begins again, and tells it again.
+        # No room is an error: the service begins again, and tells from the beginning how it is.
         self.hot.send(command)
 
     def admit_reports(self, path: str) -> Admission:
@@ -442,6 +460,8 @@ class Surroundings:
     async def watch_gateway(self, name: str) -> None:
         """Tell the hot thread whether a gateway is there, and works."""
         row = self.row(name)
+        # Not there until it is seen: an earlier try may have told otherwise, and not its loss.
+        self.send(GatewayDown(index=row))
         async for event in self.bus.observe(f"gateways/{name}", "exchange").events():
             match event:
                 case Connected() | Reconnected():
@@ -452,6 +472,7 @@ class Surroundings:
 
     async def watch_feed(self, venue: str) -> None:
         """Tell the hot thread whether the feed is there, and works."""
+        self.send(FeedLost())
         async for event in self.bus.observe(f"streams/{venue}", "live").events():
             match event:
                 case Connected() | Reconnected():

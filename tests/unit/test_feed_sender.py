@@ -50,7 +50,7 @@ def test_the_strategys_rule_always_finds_something_to_do_again():
     ratio = Strategy().ratio
     last = dict.fromkeys(SYMBOLS, 0)
     for number, symbol, bids, asks in books(seed=1):
-        assert number - last[symbol] < 5_000, f"{symbol!r}: nothing since {last[symbol]}"
+        assert number - last[symbol] < 2_000, f"{symbol!r}: nothing since {last[symbol]}"
         if bids and asks:
             bid, ask = bids[max(bids)], asks[min(asks)]
             if bid > ratio * ask or ask > ratio * bid:

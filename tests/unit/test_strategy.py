@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import chronicle
 import pytest
+from chronicle.bus import Connected, Lost
 from chronicle.feeds.books import SnapshotBegin, SnapshotEnd, SnapshotLevel
 from chronicle.feeds.iex import BuyLevel, QuoteUpdate, SellLevel
 from chronicle.hot import Info
@@ -24,6 +27,7 @@ from strategy import (
     Leave,
     Risk,
     Strategy,
+    Surroundings,
 )
 
 from tests.orders_support import changed, made
@@ -113,6 +117,42 @@ def test_nothing_is_sent_for_other_symbols_old_news_or_without_a_gateway():
     desk.command(GatewayUp(name=b"main", index=0))
     desk.quote(500, 200)
     assert ids(desk.take(), Order) == [1]
+
+
+def test_each_signal_without_an_order_is_counted_under_its_reason():
+    desk = Desk(changed(RISK, position_max=45, open_orders_max=3, pause_ms=5))
+    desk.quote(200, 200)
+    desk.quote(500, 200, symbol=b"OTHER")
+    counted: dict[str, int] = {"sent": 0}
+
+    def signal(reason: str, **more: Any) -> None:
+        desk.quote(500, 200, **more)
+        counted[reason] = counted.get(reason, 0) + 1
+        names = Strategy.SPEC.counters
+        counters = {name: getattr(desk.strategy, name).value for name in names}
+        assert {name: counters[name] for name in counted} == counted
+        held = sum(count for name, count in counters.items() if name.startswith("held_"))
+        assert counters["signals"] == counters["sent"] + held == counters["looks"] - 1
+
+    signal("sent")
+    signal("held_pause")
+    desk.at(5 * MS)
+    signal("held_old", age_ns=60 * MS)
+    desk.command(GatewayDown(index=0))
+    signal("held_gateway")
+    desk.command(GatewayUp(name=b"main", index=0))
+    for _ in range(2):
+        signal("sent")
+        desk.at(5 * MS)
+    signal("held_open")
+    desk.command(changed(RISK, position_max=35))
+    signal("held_position")
+    desk.command(changed(RISK, trading=False))
+    signal("held_waiting")
+    desk.command(changed(RISK, position_max=100))
+    signal("sent")
+    desk.command(FeedLost())
+    signal("held_waiting")
 
 
 def test_limits_hold():
@@ -319,3 +359,54 @@ def test_a_late_joiner_waits_for_the_snapshot_and_puts_what_came_live_on_top():
     desk.command(FeedFound())
     live(made(BuyLevel, symbol=b"ZXIET", price=100, size=800))
     assert desk.take() == []
+
+
+# --- The cold half --------------------------------------------------------------------------------
+
+
+class FullOnce:
+    """A hot thread that has no room for one command, and notes the others."""
+
+    def __init__(self, refused: type[Any]) -> None:
+        self.refused: type[Any] | None = refused
+        self.got: list[Any] = []
+
+    def send(self, command: Any) -> None:
+        if self.refused is not None and isinstance(command, self.refused) and self.got:
+            self.refused = None
+            raise chronicle.ChannelFull("no room")
+        self.got.append(command)
+
+
+class Observed:
+    """A bus on which one thing is seen, each time that somebody begins to observe."""
+
+    def __init__(self, *times: list[Any]) -> None:
+        self.times = list(times)
+
+    def observe(self, _endpoint: str, _queue: str) -> Observed:
+        return self
+
+    async def events(self) -> AsyncIterator[Any]:
+        for event in self.times.pop(0):
+            yield event
+
+
+@pytest.mark.parametrize(
+    ("watch", "up", "down"),
+    [("watch_gateway", GatewayUp, GatewayDown), ("watch_feed", FeedFound, FeedLost)],
+)
+def test_a_loss_for_which_there_was_no_room_is_told_when_its_service_begins_again(
+    watch: str, up: type[Any], down: type[Any]
+):
+    hot: Any = FullOnce(down)
+    bus: Any = Observed([Connected("somewhere", 1), Lost("somewhere", "lock free")], [])
+    sidecar: Any = None
+    around = Surroundings(sidecar, bus, "alpha")
+    around.hot = hot
+    with pytest.raises(chronicle.ChannelFull):
+        asyncio.run(getattr(around, watch)("main"))
+    assert [type(command) for command in hot.got] == [down, up]
+    # The observer of the next try says nothing as long as there is nothing.
+    asyncio.run(getattr(around, watch)("main"))
+    assert [type(command) for command in hot.got] == [down, up, down]
