@@ -246,6 +246,42 @@ def test_an_interface_that_was_elsewhere_between_two_looks_is_bound_again(backen
         assert counted(ring) == {"rebinds": 1}
 
 
+def test_xdp_is_not_opened_anew_from_a_thread_in_another_namespace():
+    # There another interface has the index, or none has.
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pyroute2 import IPRoute\n"
+        "from tests.net_support import _call, CLONE_NEWNET\n"
+        "from chronicle import PacketRing\n"
+        "def make():\n"
+        "    with IPRoute() as route:\n"
+        "        route.link('add', ifname='here', kind='veth', peer={'ifname': 'there'})\n"
+        "        for name in ('here', 'there'):\n"
+        "            route.link('set', index=route.link_lookup(ifname=name)[0], state='up')\n"
+        "with ThreadPoolExecutor(1) as elsewhere:\n"
+        "    elsewhere.submit(int).result()\n"
+        "    _call('unshare', CLONE_NEWNET)\n"
+        "    make()\n"
+        "    with PacketRing('here', [('239.1.1.1', 5)], backend='xdp') as ring:\n"
+        "        assert elsewhere.submit(ring.look).result() in ('up', 'down')\n"
+        "        with IPRoute() as route:\n"
+        "            route.link('del', index=route.link_lookup(ifname='here')[0])\n"
+        "        assert elsewhere.submit(ring.look).result() == 'absent'\n"
+        "        make()\n"
+        "        try:\n"
+        "            elsewhere.submit(ring.look).result()\n"
+        "        except OSError as error:\n"
+        "            print(error)\n"
+        "        while ring.look() != 'up':\n"
+        "            pass\n"
+        "        print(ring.statistics().rebinds)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "in another network namespace than the ring" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.endswith("\n1\n")
+
+
 def test_groups_that_could_not_be_joined_again_are_joined_by_a_later_look(backend: str):
     # In a namespace of its own, for the limit.
     code = (

@@ -20,6 +20,9 @@ pub const STATUS_CHECKSUM_NOT_READY: u32 = libc::TP_STATUS_CSUMNOTREADY;
 pub const STATUS_CHECKSUM_VALID: u32 = libc::TP_STATUS_CSUM_VALID;
 pub const STATUS_VLAN_VALID: u32 = libc::TP_STATUS_VLAN_VALID;
 
+/// asm-generic/socket.h; not in the crate libc.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// `struct tpacket_req`; the libc crate has another structure under that name.
 #[repr(C)]
 struct RingRequest {
@@ -48,10 +51,15 @@ pub fn advice(error: &io::Error) -> &'static str {
              on the interpreter)"
         }
         Some(libc::ENOMEM) => "use fewer or smaller frames",
-        Some(libc::EBUSY) => {
+        Some(libc::EBUSY | libc::EEXIST) => {
             "another XDP program or socket is there; take it away, or use 'packet'"
         }
-        Some(libc::EOPNOTSUPP | libc::ERANGE) => "the driver does not offer that; use 'packet'",
+        Some(libc::EOPNOTSUPP | libc::ERANGE | libc::ENOSPC) => {
+            "the driver does not offer that, or not with this MTU or number of queues; use 'packet'"
+        }
+        Some(libc::EXDEV) => {
+            "this thread is in another network namespace than the ring; look after it from there"
+        }
         Some(libc::ENOBUFS) => {
             "too many groups for one socket: raise net.ipv4.igmp_max_memberships; or too much \
              memory for an XDP socket without CAP_IPC_LOCK: use fewer or smaller frames, or raise \
@@ -87,6 +95,8 @@ pub(super) unsafe trait Plain {}
 
 // SAFETY: an integer.
 unsafe impl Plain for libc::c_int {}
+// SAFETY: an integer.
+unsafe impl Plain for u64 {}
 // SAFETY: two integers.
 unsafe impl Plain for libc::tpacket_stats {}
 // SAFETY: integers of 64 bits.
@@ -140,6 +150,17 @@ impl Socket {
         self.fd.as_fd()
     }
 
+    /// Whether both sockets are of one network namespace. Kernels before 5.14 do not tell; there it
+    /// is taken for granted.
+    pub fn is_beside(&self, other: &Self) -> io::Result<bool> {
+        let cookie = |socket: &Self| match socket.get(libc::SOL_SOCKET, SO_NETNS_COOKIE) {
+            Ok(cookie) => Ok(cookie),
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0_u64),
+            Err(error) => Err(error),
+        };
+        Ok(cookie(self)? == cookie(other)?)
+    }
+
     /// A program of classic BPF: instructions of [`INSTRUCTION_BYTES`] each.
     fn set_filter(&self, program: &[u8]) -> io::Result<()> {
         let count = program.len() / INSTRUCTION_BYTES;
@@ -180,7 +201,7 @@ pub struct Interface {
 }
 
 /// A packet socket. It receives nothing before it is bound.
-pub struct PacketSocket(Socket);
+pub struct PacketSocket(pub(super) Socket);
 
 impl PacketSocket {
     /// # Errors

@@ -5,7 +5,7 @@
 //! hangs on a BPF link, which is a descriptor: it goes when the socket does, or the process.
 
 use crate::os::map::Map;
-use crate::os::packet::{Socket, check};
+use crate::os::packet::{PacketSocket, Socket, check};
 use crate::os::process::OwnDescriptor;
 use crate::protocol::{Strong, frame_status, give_frame_back};
 use crate::sync::AtomicU32;
@@ -112,12 +112,15 @@ fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, StepError> {
     result.map_err(|error| (what, error))
 }
 
-/// Opens an XDP socket on an interface, fed by a program whose map is put in here.
+/// Opens an XDP socket on an interface, fed by a program whose map is put in here. The interface is
+/// of the network namespace that `beside` is of; that must be the calling thread's, in which the
+/// kernel looks for it.
 ///
 /// # Errors
 /// EPERM without CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF; EBUSY if there is an XDP program already;
-/// EOPNOTSUPP and others where the driver does not offer it.
+/// EOPNOTSUPP and others where the driver does not offer it; EXDEV in another namespace.
 pub fn open(
+    beside: &PacketSocket,
     index: u32,
     program: &[u8],
     frame_count: usize,
@@ -125,6 +128,10 @@ pub fn open(
     native_only: bool,
 ) -> Result<(XdpSocket, XdpMemory), StepError> {
     let socket = step("open an XDP socket for", Socket::open(libc::AF_XDP, libc::SOCK_RAW))?;
+    if !step("open an XDP socket for", socket.is_beside(&beside.0))? {
+        let elsewhere = io::Error::from_raw_os_error(libc::EXDEV);
+        return Err(("open an XDP socket for", elsewhere));
+    }
     let memory =
         step("make the memory of an XDP socket for", memory(&socket, frame_count, frame_bytes))?;
     let address = libc::sockaddr_xdp {

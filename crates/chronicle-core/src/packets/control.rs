@@ -93,24 +93,26 @@ struct Xdp {
 impl Xdp {
     fn open(
         questions: Questions,
+        beside: &PacketSocket,
         index: u32,
         program: Vec<u8>,
         shape: Shape,
         native_only: bool,
     ) -> std::result::Result<(Self, Arc<XdpMemory>), xdp::StepError> {
-        let (socket, memory) = Self::open_socket(index, &program, shape, native_only)?;
+        let (socket, memory) = Self::open_socket(beside, index, &program, shape, native_only)?;
         let (exchange, socket) = (Arc::default(), Some(socket));
         Ok((Self { socket, exchange, questions, program, shape, native_only, drops: 0 }, memory))
     }
 
     fn open_socket(
+        beside: &PacketSocket,
         index: u32,
         program: &[u8],
         shape: Shape,
         native_only: bool,
     ) -> std::result::Result<(XdpSocket, Arc<XdpMemory>), xdp::StepError> {
         let Shape { frames, frame_bytes } = shape;
-        let opened = xdp::open(index, program, frames, frame_bytes, native_only)?;
+        let opened = xdp::open(beside, index, program, frames, frame_bytes, native_only)?;
         Ok((opened.0, Arc::new(opened.1)))
     }
 
@@ -136,6 +138,7 @@ impl Xdp {
     /// Opens a new socket, and leaves its memory to the reader of the ring.
     fn renew(
         &mut self,
+        beside: &PacketSocket,
         index: u32,
         counters: &Counters,
     ) -> std::result::Result<(), xdp::StepError> {
@@ -145,7 +148,7 @@ impl Xdp {
             counters.drops().add(skipped.untaken());
         }
         let (socket, memory) =
-            Self::open_socket(index, &self.program, self.shape, self.native_only)?;
+            Self::open_socket(beside, index, &self.program, self.shape, self.native_only)?;
         self.socket = Some(socket);
         let put = self.exchange.new.put::<Strong>(memory);
         debug_assert!(put.is_ok(), "only this side fills it");
@@ -205,7 +208,7 @@ pub fn open(options: Options) -> Result<(Ring, Control)> {
                 let expected = "one queue (`ethtool -L INTERFACE combined 1`), or 'packet'";
                 return Err(Error::bad("backend", found, expected));
             }
-            let opened = Xdp::open(questions, found.index, program, shape, native_only);
+            let opened = Xdp::open(questions, &socket, found.index, program, shape, native_only);
             let (xdp, memory) = opened.map_err(|(what, source)| refused(what)(source))?;
             let ring = XdpRing::new(memory, Arc::clone(&xdp.exchange));
             (Frames::Xdp(Box::new(ring)), Some(xdp))
@@ -305,7 +308,7 @@ impl Control {
             self.members.forget();
             match &mut self.xdp {
                 Some(xdp) => {
-                    let renewed = xdp.renew(index, &self.counters);
+                    let renewed = xdp.renew(&self.socket, index, &self.counters);
                     renewed.map_err(|(what, source)| refused(what)(source))?;
                 }
                 None => self.socket.bind(index).map_err(refused("bind again to"))?,
