@@ -439,6 +439,17 @@ def test_tail_shows_bytes_of_unknown_types(cli: Cli, path: Path):
     assert tail_json(cli, path)[0]["hex"] == "68691b5b324a"
 
 
+def test_inspect_does_not_let_names_steer_the_terminal(cli: Cli, path: Path):
+    with publisher(path) as writer:
+        fill(writer, 3)
+    (path / "readers" / "\x1b[2J.cursor").write_bytes(b"no cursor")
+    (path / "readers" / "\x9b2J.cursor").write_bytes(bytes(4096))
+    text = cli("inspect", path)
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+    assert r"\x1b[2J" in text
+
+
 def test_tail_does_not_let_text_steer_the_terminal(cli: Cli, path: Path):
     with publisher(path, schema=[Level]) as writer:
         writer.publish(Level(price=1, symbol=b"\x1b[2J\n", size=1))

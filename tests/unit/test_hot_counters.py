@@ -223,6 +223,18 @@ def test_a_document_that_lies_of_blocks_is_not_followed(counters: CountersFile) 
     ]
 
 
+def test_of_two_threads_with_one_block_the_later_one_has_it(counters: CountersFile) -> None:
+    counters.publish({"threads": [{"block": 4, "name": f"t{number}"} for number in range(4_000)]})
+    assert [thread.name for thread in read_counters(counters.path).threads] == ["t3999"]
+    crowd = Crowd(1, 1)
+    later = SimpleNamespace(**{**vars(crowd.cares[0].thread), "name": "later"})
+    crowd.cares.append(SimpleNamespace(thread=later))
+    Telling(crowd, counters, interval_s=1.0).tell()
+    assert [about["name"] for about in read_counters(counters.path).document["threads"]] == [
+        "later"
+    ]
+
+
 def test_a_link_in_the_place_of_the_file_is_not_followed(
     tmp_path: Path, counters: CountersFile
 ) -> None:

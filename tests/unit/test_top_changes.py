@@ -42,6 +42,20 @@ def test_rates_are_differences_over_the_time_between() -> None:
     assert ewma.loop_gap.max_ns == 40_000, "the highest one was before"
 
 
+def test_counts_that_go_back_are_no_rates() -> None:
+    before = one(threads=(thread(words={"messages": 1 << 63}),), queues=(queue(),))
+    after = one(
+        threads=(thread(words={"messages": 5}, kernel=KernelCounts(1, 0, 0, 0)),),
+        queues=(queue(next_seq=5, position=8),),
+    )
+    changes = compare(before, after)
+    ewma = changes.threads["orders/alpha", "ewma"]
+    assert (ewma.messages_per_s, ewma.faults) == (0.0, 0)
+    assert (ewma.switches_voluntary, ewma.switches_involuntary) == (0, 0)
+    assert changes.queues["orders/alpha/out"].messages_per_s == 0.0
+    assert changes.queues["orders/alpha/out"].bytes_per_s == 0.0
+
+
 def test_another_thread_of_the_same_name_has_no_rates_yet() -> None:
     before, after = one(threads=(thread(),)), one(threads=(thread(words={"started_ns": 6}),))
     assert compare(before, after).threads == {}

@@ -17,6 +17,7 @@ from chronicle.top import Collector
 from chronicle.top import collect as collect_module
 from chronicle.top.app import TopApp
 from chronicle.top.document import document
+from chronicle.top.tables import table_of
 from chronicle.top.watch import View, Watch
 
 from tests.queue_support import Trade, publisher, subscriber
@@ -140,6 +141,16 @@ def test_numbers_that_cannot_be_are_left_out(bus: Path) -> None:
         assert found.outside.keys().isdisjoint(("guard_seen", "segments_kept", "rolls_late"))
         assert found.kernel is not None
         assert found.kernel.faults_minor == 0
+
+
+def test_two_names_that_look_like_one_are_two_rows(folder: Path) -> None:
+    for process, name in (("a", "b:c"), ("a:b", "c")):
+        (folder / process).mkdir()
+        counters = CountersFile.create(folder / process / "COUNTERS")
+        counters.publish({"threads": [{"block": 4, "name": name}]})
+        counters.close()
+    table = table_of("threads", view_of(folder))
+    assert [row.key for row in table.rows] == ["a:b:c", "a:b:c (2)"]
 
 
 def test_a_wall_clock_that_steps_back_hides_no_process_that_stands(

@@ -68,7 +68,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _show_queue(out: Console, facts: dict[str, Any], ends: Ends, place: FileSystem) -> None:
     from chronicle.cli.facts import age
-    from chronicle.cli.output import bytes_text, duration_text, facts_table, plural, time_text
+    from chronicle.cli.output import (
+        bytes_text,
+        duration_text,
+        facts_table,
+        plural,
+        safe_text,
+        time_text,
+    )
 
     table = facts_table()
     if ends.next_seq > ends.first_seq:
@@ -79,7 +86,7 @@ def _show_queue(out: Console, facts: dict[str, Any], ends: Ends, place: FileSyst
     else:
         table.add_row("messages", f"none (the next one is {ends.next_seq:,})")
     if ends.error is not None:
-        table.add_row("end", f"cannot be read: {ends.error}")
+        table.add_row("end", safe_text(f"cannot be read: {ends.error}"))
     opened = f"epoch {facts['epoch']}, opened {time_text(facts['writer_opened_ns'])}"
     if not facts["epoch"]:
         table.add_row("writer", "none yet")
@@ -103,14 +110,14 @@ def _show_queue(out: Console, facts: dict[str, Any], ends: Ends, place: FileSyst
     cuts = f", {facts['cuts']} of them cut off {bytes_text(facts['cut_bytes'])}"
     table.add_row("recoveries", f"{facts['recoveries']}{cuts if facts['cuts'] else ''}")
     for name in facts["set_aside"]:
-        table.add_row("set aside", f"segments/{name}")
+        table.add_row("set aside", f"segments/{safe_text(name)}")
     table.add_row("created", time_text(facts["created_ns"]))
     table.add_row("identity", f"{facts['queue_id']}, format {facts['version']}")
     out.print(table)
 
 
 def _show_readers(out: Console, facts: dict[str, Any]) -> None:
-    from chronicle.cli.output import bytes_text, data_table
+    from chronicle.cli.output import bytes_text, data_table, safe_text
 
     if not facts["readers"]:
         out.print("\nno registered readers")
@@ -120,14 +127,14 @@ def _show_readers(out: Console, facts: dict[str, Any]) -> None:
     )
     for reader in facts["readers"]:
         if reader["error"] is not None:
-            table.add_row(reader["name"], f"unreadable: {reader['error']}")
+            table.add_row(safe_text(reader["name"]), safe_text(f"unreadable: {reader['error']}"))
             continue
         state = f"live, pid {reader['pid']}" if reader["live"] else "not running"
         if not reader["placed"]:
-            table.add_row(reader["name"], f"{state}, not placed yet")
+            table.add_row(safe_text(reader["name"]), f"{state}, not placed yet")
             continue
         table.add_row(
-            reader["name"],
+            safe_text(reader["name"]),
             state,
             f"{reader['next_seq']:,}",
             f"{reader['lag_messages']:,}",

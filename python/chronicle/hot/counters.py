@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -389,12 +389,15 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _threads_of(document: dict[str, Any], blocks: int) -> Iterator[dict[str, Any]]:
+def _threads_of(document: dict[str, Any], blocks: int) -> Iterable[dict[str, Any]]:
+    """Return what is said of each block; of one that is named twice, by whom had it last."""
     threads = document.get("threads", ())
+    by_block: dict[int, dict[str, Any]] = {}
     for about in threads if isinstance(threads, list) else ():
         block = about.get("block") if isinstance(about, dict) else None
         if isinstance(block, int) and _FIRST_BLOCK <= block < _FIRST_BLOCK + blocks:
-            yield about
+            by_block[block] = about
+    return by_block.values()
 
 
 def _thread(file: _File, about: dict[str, Any], document: dict[str, Any], q32: int) -> ThreadCounts:

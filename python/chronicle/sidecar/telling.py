@@ -170,10 +170,13 @@ class Telling:
     def tell(self) -> None:
         """Publish what there is now."""
         attached: list[Any] = [care.thread for care in self._sidecar.cares]
-        threads = [t for t in attached if getattr(t, "counters_block", None) is not None]
+        # Of one that has ended another may have got the block since.
+        threads = {
+            t.counters_block: t for t in attached if getattr(t, "counters_block", None) is not None
+        }
         health = self._sidecar.health()
         document: dict[str, Any] = {
-            "threads": [self._describe(thread) for thread in threads],
+            "threads": [self._describe(thread) for thread in threads.values()],
             "services": {name: _health(one) for name, one in health.items()},
             "log": self._tail.lines(),
             "cpu_s": time.process_time(),

@@ -189,9 +189,10 @@ def _thread_rates(old: ThreadLook, new: ThreadLook, seconds: float) -> ThreadRat
     faults = voluntary = involuntary = None
     if old.kernel is not None and new.kernel is not None:
         now, then = new.kernel, old.kernel
-        faults = now.faults_minor - then.faults_minor + now.faults_major - then.faults_major
-        voluntary = now.switches_voluntary - then.switches_voluntary
-        involuntary = now.switches_involuntary - then.switches_involuntary
+        faults = max(0, now.faults_minor - then.faults_minor)
+        faults += max(0, now.faults_major - then.faults_major)
+        voluntary = max(0, now.switches_voluntary - then.switches_voluntary)
+        involuntary = max(0, now.switches_involuntary - then.switches_involuntary)
     return ThreadRates(
         rate("messages"),
         rate("turns"),

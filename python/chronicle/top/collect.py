@@ -99,16 +99,16 @@ class Collector:
             except _BAD_FILE as error:
                 problems.append((f"{name}/{COUNTERS_FILE}", _line(error)))
         endpoints = set(places.endpoints)
-        names = _Names()
+        names, of_threads = _Names(), _Names()
         processes, threads = [], []
         for name in sorted({*endpoints, *counted}):
             shown, found = names.shown(name), counted.get(name)
             processes.append(
                 self._process(name, shown, found, is_endpoint=name in endpoints, at_ns=at_ns)
             )
-            of_it = _Names()
             threads += [
-                _thread(shown, of_it.shown(thread.name), thread)
+                # As `thread_name` puts the two together.
+                _thread(shown, of_threads.shown(thread.name, within=f"{shown}:"), thread)
                 for thread in (found.threads if found is not None else ())
             ]
         return BusLook(
@@ -264,14 +264,14 @@ class _Names:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def shown(self, name: str) -> str:
+    def shown(self, name: str, *, within: str = "") -> str:
         """Return what to show of a name; of one that is taken, with its number."""
         text = first = _text(name)
         number = 1
-        while text in self._taken:
+        while within + text in self._taken:
             number += 1
             text = f"{first} ({number})"
-        self._taken.add(text)
+        self._taken.add(within + text)
         return text
 
 
