@@ -13,7 +13,8 @@ offset type   field
 24     u64    interval_ns: when to expect the next one
 32     u64    pid
 40     u64    number: beats since the owner began
-48     16     spare
+48     u64    beat_boottime_ns: the same moment by ``CLOCK_BOOTTIME``; 0 if unknown
+56     8      spare
 ====== ====== =======================================================
 """
 
@@ -36,7 +37,7 @@ HEARTBEAT_FILE = "heartbeat"
 _MAGIC = b"CHRNBEA1"
 _VERSION = 1
 _HEAD = struct.Struct("<8sII")
-_BODY = struct.Struct("<QQQQ16x")
+_BODY = struct.Struct("<QQQQQ8x")
 _BYTES = _HEAD.size + _BODY.size
 #: How often to read a file that is just being written.
 _TRIES = 100
@@ -55,17 +56,24 @@ class Heartbeat(NamedTuple):
         Of the process that writes it.
     number
         Beats since its owner began.
+    beat_boottime_ns
+        When it was written, by a clock that nobody sets; 0 if unknown.
     """
 
     beat_ns: int
     interval_ns: int
     pid: int
     number: int
+    beat_boottime_ns: int = 0
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was written."""
-        return max(0, clock_ns() - self.beat_ns) / 1e9
+        """Seconds since it was written, also if the wall clock was set back meanwhile."""
+        ages_ns = [0, clock_ns() - self.beat_ns]
+        if self.beat_boottime_ns:
+            # Of another boot it says too little, and then the wall clock says more.
+            ages_ns.append(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - self.beat_boottime_ns)
+        return max(ages_ns) / 1e9
 
     def is_late(self, *, missed_max: int = 3) -> bool:
         """Whether so many in a row are missing."""

@@ -7,6 +7,7 @@ import shutil
 import time
 
 import chronicle
+import pytest
 from chronicle.bus import Bus, WriterStatus, queue_status
 from chronicle.heartbeat import HEARTBEAT_FILE, Heartbeat
 
@@ -109,6 +110,33 @@ def test_a_segment_that_is_missing_and_garbage_in_its_place_are_told(folder):
     shutil.rmtree(path)
     path.write_text("no directory")
     assert queue_status(path).writer == WriterStatus("absent", "no such queue")
+
+
+@pytest.mark.parametrize("file", ["control", "segments.table", "writer.lock"])
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_file_in_a_queue_is_damage_and_no_error(folder, file, kind):
+    path = folder / "q"
+    publisher(path).close()
+    (path / file).unlink()
+    if kind == "pipe":
+        os.mkfifo(path / file)
+    else:
+        (path / file).mkdir()
+    status = queue_status(path).writer
+    assert status.state == "damaged"
+    assert "not a regular file" in status.reason
+
+
+def test_a_heartbeat_ages_although_the_wall_clock_was_set_back():
+    now_ns, minute_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME), 60 * 10**9
+    an_hour_ahead_ns = time.time_ns() + 60 * minute_ns
+    beat = Heartbeat(an_hour_ahead_ns, 10**9, 1, 1, now_ns - minute_ns)
+    assert 60 <= beat.age_s < 3_600
+    assert beat.is_late()
+    # Of a boot that lasted longer than this one, or of a version that did not tell.
+    for unknown in (0, now_ns + minute_ns):
+        assert Heartbeat(time.time_ns() - minute_ns, 10**9, 1, 1, unknown).age_s >= 60
+    assert Heartbeat(1, 2, 3, 4, 5).pack()[48:56] == (5).to_bytes(8, "little")
 
 
 # --- Leases that the sidecar renews ---

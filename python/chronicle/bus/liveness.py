@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from chronicle.errors import ChronicleError, FormatError
+from chronicle.errors import ChronicleError
 from chronicle.heartbeat import Heartbeat, read_heartbeat
 from chronicle.queue import Queue, inspect
 
@@ -175,7 +175,7 @@ def queue_status(path: str | os.PathLike[str], *, missed_max: int = 3) -> QueueS
     except (FileNotFoundError, NotADirectoryError):
         reason = "no queue" if Path(path).is_dir() else "no such queue"
         return QueueStatus(path, "", 0, 0, WriterStatus("absent", reason), ())
-    except (FormatError, OSError) as error:
+    except (ChronicleError, OSError) as error:
         return QueueStatus(path, "", 0, 0, WriterStatus("damaged", f"damaged: {error}"), ())
     if not facts["epoch"]:
         writer = WriterStatus("absent", "never opened")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,9 @@ class Heartbeats:
     def beat(self) -> None:
         """Write one."""
         self.count += 1
-        beat = Heartbeat(clock_ns(), int(self._interval_s * 1e9), os.getpid(), self.count)
+        boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        interval_ns = int(self._interval_s * 1e9)
+        beat = Heartbeat(clock_ns(), interval_ns, os.getpid(), self.count, boottime_ns)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, 0o600)
         try:
