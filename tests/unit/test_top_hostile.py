@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chronicle
 import pytest
 from chronicle.bus import Bus
 from chronicle.cli import main
+from chronicle.heartbeat import Heartbeat
 from chronicle.hot import CountersFile
+from chronicle.report import page
+from chronicle.report.bus import collect
 from chronicle.top import Collector
 from chronicle.top import collect as collect_module
 from chronicle.top.app import TopApp
@@ -20,7 +25,7 @@ from chronicle.top.document import document
 from chronicle.top.tables import table_of
 from chronicle.top.watch import View, Watch
 
-from tests.queue_support import Trade, publisher, subscriber
+from tests.queue_support import Trade, fill, publisher, subscriber
 from tests.top_support import Looks, look, queue, screen_text, thread
 
 #: Clears a screen, sets its title, turns text round, ends a line, opens a link.
@@ -133,6 +138,53 @@ def test_no_screen_passes_on_what_could_steer_it(bus: Path) -> None:
                     assert "".join(segment.text for segment in strip).isprintable(), keys
 
     asyncio.run(run())
+
+
+PLACES = (
+    *("COUNTERS", "LEASE", "LOCK", "READY", "out", "out/control", "out/heartbeat", "out/readers"),
+    *("out/queue.json", "out/segments", "out/segments.table", "out/writer.lock"),
+    *("out/readers/r.cursor", "out/segments/00000000000000000000.seg"),
+)
+
+
+def put(kind: str, path: Path) -> None:
+    """Put something into the place of a file or a directory."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case "loop":
+            path.symlink_to(path)
+        case "link":
+            path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "empty", "loop", "link", "nothing"])
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_stands_in_the_place_of_a_file_stops_no_look(
+    folder: Path, place: str, kind: str
+) -> None:
+    made, bus = folder / "made", folder / "bus"
+    with Bus(made).open_endpoint("alpha") as endpoint:
+        with publisher(made / "alpha" / "out", schema=[Trade]) as writer:
+            fill(writer, 10)
+            subscriber(made / "alpha" / "out", "r").close()
+        (made / "alpha" / "out" / "heartbeat").write_bytes(Heartbeat(1, 2, 3, 4).pack())
+        endpoint.ready(["out"])
+        CountersFile.create(made / "alpha" / "COUNTERS").close()
+        shutil.copytree(made, bus)
+    put(kind, bus / "alpha" / place)
+    # None of these waits or raises, and none loses the endpoint beside what is broken.
+    assert [one["name"] for one in document(view_of(bus))["processes"]] == ["alpha"]
+    assert "alpha" in page(collect(bus, taken="now"))
+    assert "out" in chronicle.Queue(bus / "alpha" / "out")._repr_html_()
 
 
 def test_numbers_that_cannot_be_are_left_out(bus: Path) -> None:
