@@ -32,6 +32,7 @@ PUBLIC = (
     "chronicle.message",
     "chronicle.report",
     "chronicle.sidecar",
+    "chronicle.top",
 )
 
 

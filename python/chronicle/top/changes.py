@@ -123,6 +123,15 @@ class Changes:
         missing.
     events
         In the order of processes, threads, queues.
+
+    Examples
+    --------
+    >>> ticks = QueueLook("ticks", "/bus/ticks", queue_id="ab", next_seq=100)
+    >>> before = BusLook("/bus", at_ns=0, taken_ns=0, queues=(ticks,))
+    >>> more = QueueLook("ticks", "/bus/ticks", queue_id="ab", next_seq=150)
+    >>> after = BusLook("/bus", at_ns=5, taken_ns=2 * 10**9, queues=(more,))
+    >>> compare(before, after).queues["ticks"].messages_per_s
+    25.0
     """
 
     seconds: float = 0.0
@@ -135,6 +144,8 @@ class Changes:
 def compare(before: BusLook, after: BusLook) -> Changes:
     """Compare two looks at a bus.
 
+    Examples
+    --------
     >>> look = BusLook("/bus", at_ns=0, taken_ns=0)
     >>> grown = BusLook("/bus", 1, 10**9, queues=(QueueLook("ticks", "/bus/ticks"),))
     >>> [event.text for event in compare(look, grown).events]

@@ -98,6 +98,16 @@ class ProcessLook:
         Of its sidecar.
     log
         Its last lines, oldest first, if it tells them.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> tmp = tempfile.TemporaryDirectory()
+    >>> with chronicle.bus.Bus(tmp.name).open_endpoint("orders/alpha"):
+    ...     (process,) = chronicle.top.Collector(tmp.name).look().processes
+    >>> process.name, process.state, process.ready, process.epoch
+    ('orders/alpha', 'alive', False, 1)
+    >>> tmp.cleanup()
     """
 
     name: str
@@ -153,6 +163,20 @@ class ThreadLook:
         What the kernel refused at its start.
     failure
         What it failed with; empty if it did not.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> tmp = tempfile.TemporaryDirectory()
+    >>> counters = chronicle.hot.CountersFile.create(f"{tmp.name}/COUNTERS")
+    >>> with chronicle.Sidecar() as sidecar:
+    ...     hot = chronicle.HotThread(print, name="echo", counters_file=counters)
+    ...     service = sidecar.publish_counters(counters)
+    ...     hot = sidecar.attach(hot)
+    >>> (thread,) = chronicle.top.Collector(tmp.name).look().threads
+    >>> thread.name, thread.state, thread.count("messages"), thread.guard
+    ('echo', 'stopped', 0, 'off')
+    >>> counters.close(); tmp.cleanup()
     """
 
     process: str
@@ -199,6 +223,12 @@ class ReaderLook:
         How far it is behind the writer.
     problem
         Why its cursor cannot be read; empty if it can.
+
+    Examples
+    --------
+    >>> reader = ReaderLook("risk", live=True, pid=4_300, next_seq=90, lag_messages=11)
+    >>> QueueLook("ticks", "/bus/ticks", readers=(reader,)).lag_messages
+    11
     """
 
     name: str
@@ -249,6 +279,17 @@ class QueueLook:
         Three heartbeats are missing.
     problem
         Why it cannot be read, in whole or in part; empty if it can.
+
+    Examples
+    --------
+    >>> import chronicle, tempfile
+    >>> tmp = tempfile.TemporaryDirectory()
+    >>> with chronicle.Queue.open_publisher(f"{tmp.name}/ticks", segment_bytes=1 << 16) as writer:
+    ...     seq = writer.append(1, b"hello")
+    ...     (queue,) = chronicle.top.Collector(tmp.name).look().queues
+    >>> queue.name, queue.writer_live, queue.next_seq, queue.size_bytes
+    ('ticks', True, 2, 65536)
+    >>> tmp.cleanup()
     """
 
     name: str
@@ -305,6 +346,12 @@ class BusLook:
         Sorted by name.
     problems
         What could not be looked at: path and reason.
+
+    Examples
+    --------
+    >>> look = BusLook("/bus", 0, 0, queues=(QueueLook("ticks", "/bus/ticks"),))
+    >>> [queue.name for queue in look.queues], look.problems
+    (['ticks'], ())
     """
 
     path: str
