@@ -282,6 +282,13 @@ def test_a_forked_child_cannot_write_into_the_file_of_its_parent(counters: Count
     assert read_counters(counters.path).document["of"] == "the parent, again"
 
 
+def test_the_file_is_for_its_owner_or_for_a_group(tmp_path: Path) -> None:
+    CountersFile.create(tmp_path / "own").close()
+    CountersFile.create(tmp_path / "shared", group_readable=True).close()
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("own", "shared")]
+    assert modes == [0o600, 0o640]
+
+
 def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "COUNTERS").mkdir()
     with pytest.raises(IsADirectoryError):

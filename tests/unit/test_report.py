@@ -519,6 +519,17 @@ def test_a_directory_without_a_bus_is_an_error_that_says_so(tmp_path: Path) -> N
         report_bus.collect(tmp_path / "no", taken="now")
 
 
+def test_a_bus_that_may_not_be_listed_is_an_error_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(BadArgument, match=r"cannot_list='\.' \(Permission denied\); check"):
+        report_bus.collect(tmp_path, taken="now")
+
+
 # --- Of latencies ---
 
 

@@ -96,8 +96,15 @@ class CountersFile:
         self._free = list(range(_FIRST_BLOCK, _FIRST_BLOCK + _BLOCKS))
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> Self:
+    def create(cls, path: str | os.PathLike[str], *, group_readable: bool = False) -> Self:
         """Make the file, under a hidden name first, so that it is seen whole or not at all.
+
+        Parameters
+        ----------
+        path
+            Where; see the class.
+        group_readable
+            Mode 0640 instead of 0600: whoever is in the group of the directory may look, too.
 
         Raises
         ------
@@ -107,7 +114,7 @@ class CountersFile:
         path = Path(path).absolute()
         hidden = path.with_name(f".{path.name}.{os.getpid()}")
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(hidden, flags, 0o600)
+        descriptor = os.open(hidden, flags, 0o640 if group_readable else 0o600)
         try:
             os.ftruncate(descriptor, _FILE_BYTES)
             # Allocated in full, so that a disk that is full shows here and not in a store.

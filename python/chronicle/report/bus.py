@@ -203,9 +203,10 @@ def collect(
         raise BadArgument(f"no such directory: bus='{bus}'; name the directory of a bus")
     found = find(root)
     if not (found.counters or found.endpoints or found.queues):
+        unread = "".join(f" cannot_list='{name}' ({why})" for name, why in found.unread.items())
         raise BadArgument(
-            f"nothing to report: bus='{bus}' has no counters file, no endpoint and no queue; "
-            "check the path"
+            f"nothing to report: bus='{bus}' has no counters file, no endpoint and no queue"
+            f"{unread}; check the path"
         )
     watch = _Watch(found)
     before = {name: queue_status(root / name) for name in found.queues}
