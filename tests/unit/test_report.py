@@ -220,6 +220,19 @@ def test_the_distribution_of_an_empty_histogram_is_empty() -> None:
     assert b"Total count    =            0" in hgrm(Histogram([], 0))
 
 
+@given(st.lists(st.integers(0, 1 << 40), max_size=60), st.integers(0, 60))
+def test_what_was_counted_since_is_the_difference(values: list[int], first: int) -> None:
+    def counted(some: list[int]) -> Histogram:
+        return Histogram(bucket_counts(some), max(some, default=0))
+
+    since = counted(values).since(counted(values[:first]))
+    # By the buckets of the whole: its last one ends at its highest value, not at that of a part.
+    wanted = dict(counted(values).buckets)
+    for high, count in counted(values[:first]).buckets:
+        wanted[min(h for h in wanted if h >= high)] -= count
+    assert dict(since.buckets) == {high: count for high, count in wanted.items() if count}
+
+
 @pytest.mark.parametrize(
     "buckets",
     [

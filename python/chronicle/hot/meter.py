@@ -6,6 +6,7 @@ are loaded from there.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -82,7 +83,8 @@ class Histogram(Value):
         before: dict[int, int] = {}
         highs = [high for high, _ in self.buckets]
         for high, count in earlier.buckets:
-            target = next((h for h in highs if h >= high), high)
+            index = bisect.bisect_left(highs, high)
+            target = highs[index] if index < len(highs) else high
             before[target] = before.get(target, 0) + count
         counts = [(high, count - before.get(high, 0)) for high, count in self.buckets]
         left = [(high, count) for high, count in counts if count > 0]
