@@ -223,6 +223,19 @@ def test_a_document_that_lies_of_blocks_is_not_followed(counters: CountersFile) 
     ]
 
 
+def test_a_log_record_that_cannot_be_shown_is_told_as_such(counters: CountersFile) -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise RuntimeError("no text")
+
+    telling = Telling(Crowd(1, 1), counters, interval_s=1.0, log="odd")
+    for message, arguments in (("%s", (Odd(),)), ("%d", (Odd(),)), (Odd(), None), ("%d", ("x",))):
+        telling._tail.emit(logging.LogRecord("odd", 10, "x.py", 7, message, arguments, None))
+    telling.tell()
+    texts = [line["text"] for line in read_counters(counters.path).document["log"]]
+    assert texts == ["a log record that cannot be shown: x.py:7"] * 3 + ["%d ('x',)"]
+
+
 def test_of_two_threads_with_one_block_the_later_one_has_it(counters: CountersFile) -> None:
     counters.publish({"threads": [{"block": 4, "name": f"t{number}"} for number in range(4_000)]})
     assert [thread.name for thread in read_counters(counters.path).threads] == ["t3999"]

@@ -97,8 +97,12 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:
-        # What logging itself does with such a record: it tells, and goes on.
+        pass
+    # What logging itself does with such a record: it tells, and goes on.
+    try:
         return f"{record.msg} {record.args!r}"
+    except Exception:
+        return f"a log record that cannot be shown: {record.pathname}:{record.lineno}"
 
 
 class _Told(Protocol):
