@@ -344,7 +344,8 @@ def run(folder: Path, seconds: int, seed: int, rate: float, *, market: bool) -> 
         chaos.run(seconds)
         chaos.calm()
         wrong = chaos.trade()
-        print(chaos.timeline.end(), flush=True)
+        if (row := chaos.timeline.end()) is not None:
+            print(row, flush=True)
         accounts, more = chaos.drain()
         wrong += more
     finally:

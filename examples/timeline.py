@@ -157,12 +157,12 @@ class Timeline:
         for name, clock in self._clocks.items():
             self._run(name, clock, before, look)
         self._watch_market(before, look)
-        if look.at_s - self._window[0].at_s < self._window_s:
-            return None
-        return self.end()
+        return self.end(self._window_s)
 
-    def end(self) -> str:
-        """End the row here; return it."""
+    def end(self, least_s: float = 1.0) -> str | None:
+        """End the row here and return it, if it is long enough to say something."""
+        if self._window[-1].at_s - self._window[0].at_s < least_s:
+            return None
         row, self._window = self._row(), self._window[-1:]
         return row
 
@@ -198,7 +198,7 @@ class Timeline:
 
     def _row(self) -> str:
         first, last = self._window[0], self._window[-1]
-        looks = self._window[1:] or [last]
+        looks = self._window[1:]
         shares = "".join(
             f"{sum(name in look.up for look in looks) / len(looks):6.0%}"
             for name in (*self.others, *self.strategies)

@@ -125,8 +125,10 @@ def test_a_row_says_who_was_up_what_was_traded_and_why_not():
     for _ in range(5):
         looks.look(up=without("alpha"))
     looks.look()
-    rows = [" ".join(row.split()) for row in (*looks.rows, looks.timeline.end())]
-    assert rows == [
+    looks.rows.append(looks.timeline.end() or "")
+    # What is left is too short to say something.
+    assert looks.timeline.end() is None
+    assert [" ".join(row.split()) for row in looks.rows] == [
         "0-5 500 100% 80% 100% 30",
         "5-10 500 100% 100% 100% 0 alpha: no signals in 50 changes",
         "10-15 500 100% 100% 100% 0 alpha: 4 signals in 10 changes: old news 4",
