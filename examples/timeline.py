@@ -31,7 +31,7 @@ PATIENCE: Final = 4_000
 
 Chaos has some 500 of them in a second. In no 2,000 does the rule find nothing to do: the tests of
 `feed_sender.py` hold that. The others are for beginnings: who is up still has to notice who else
-is, and to get its book. On a quiet machine 300 are used up.
+is, and to get its book. On a quiet machine 360 are used up.
 """
 BURST: Final = 100
 """Messages that count for one look, at most.
