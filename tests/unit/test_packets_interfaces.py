@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import gc
 import logging
 import os
 import socket
@@ -229,6 +230,26 @@ def test_over_xdp_fragments_that_may_be_anybodys_go_to_the_stack(link: Link):
         assert counted(ring) == {"fragments": 1}
 
 
+def test_what_a_sender_has_merged_comes_as_one_out_of_a_packet_socket(link: Link, backend: Any):
+    # A limit, and told as one: the ring's header does not say that there is more than one in it.
+    code = (
+        "import socket, sys\n"
+        "udp_segment = 103\n"
+        "with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:\n"
+        "    own = socket.inet_aton(sys.argv[1])\n"
+        "    sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)\n"
+        "    sender.setsockopt(socket.IPPROTO_UDP, udp_segment, 100)\n"
+        "    sender.sendto(b'a' * 100 + b'b' * 100 + b'c' * 50, (sys.argv[2], int(sys.argv[3])))\n"
+    )
+    with PacketRing(link.interface, [A], backend=backend) as ring:
+        command = [sys.executable, "-c", code, link.peer_address, A[0], str(A[1])]
+        with link.popen(command) as process:
+            assert process.wait(60) == 0
+        parts = [b"a" * 100, b"b" * 100, b"c" * 50]
+        expected = parts if backend == "xdp" else [b"".join(parts)]
+        assert [payload for _, payload in drain(link, ring)] == expected
+
+
 # --- Elsewhere meanwhile ---
 
 
@@ -349,6 +370,40 @@ def test_what_was_dropped_last_is_counted_when_the_interface_goes_and_at_the_end
             link.send([(*A, b"x")] * 18)
             settle(link)
         assert counted(ring) == {"drops": 4 + 2, "rebinds": 1}
+
+
+# --- What is left ---
+
+
+def held() -> tuple[int, int]:
+    """Descriptors of this process, and mappings of sockets and of memory for them."""
+    gc.collect()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    kept = sum("socket:" in line or "/dev/zero" in line for line in maps)
+    return len(list(Path("/proc/self/fd").iterdir())), kept
+
+
+def test_xdp_rings_and_attempts_at_them_leave_nothing_behind(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+):
+    lines = [A, (link.address, 7)]
+    before = held()
+    for _ in range(3):
+        with PacketRing(link.interface, lines, backend="xdp"):
+            assert held() > before
+            taken = held()
+            with pytest.raises(OSError, match="bind an XDP socket"):
+                PacketRing(link.interface, lines, backend="xdp")
+            assert held() == taken
+        with pytest.raises(chronicle.BadArgument):
+            PacketRing(link.interface, lines, backend="xdp", frame_bytes=512)
+        with monkeypatch.context() as patch:
+            # Refused at the last step.
+            pretend(patch, "0000:03:00.0", 1)
+            PacketRing("lo", lines).close()
+        # Without a close.
+        PacketRing(link.interface, lines, backend="xdp")
+        assert held() == before
 
 
 # --- Forks and privileges ---
