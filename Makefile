@@ -106,10 +106,10 @@ test-loom: ## Model checks of the memory orderings
 test-python: $(EXTENSION) ## pytest; ARGS="-k name" for some
 	$(BIN)/python -m pytest $(ARGS)
 
-test-asan: ## The hostile-file test under AddressSanitizer (two thousand mutations)
+test-asan: ## Hostile files (two thousand mutations) and frames, fan-in, journals under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CHRONICLE_HOSTILE_COUNT=2000 \
 		cargo test --package chronicle-core --target-dir target/asan \
-		--target $(shell rustc -vV | sed -n 's/^host: //p') --test hostile
+		--target $(shell rustc -vV | sed -n 's/^host: //p') --test hostile --test packets --test fanin --test hot_journal
 
 check-arm: ## Types of the Rust code on 64-bit ARM, tests included (needs rustup); nothing runs
 	rustup target add $(ARM)

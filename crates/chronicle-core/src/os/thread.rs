@@ -145,10 +145,16 @@ pub fn lock_memory(start: *const u8, len_bytes: usize) -> io::Result<()> {
 /// Locks what the calling thread uses of its stack and `len_bytes` below: the part that a loop
 /// which starts here may reach.
 pub fn lock_stack(len_bytes: usize) -> io::Result<()> {
-    let (low, high) = stack_bounds()?;
-    let here = std::ptr::from_ref(&len_bytes) as usize;
-    let start = here.saturating_sub(len_bytes).max(low);
-    lock_memory(start as *const u8, high - start)
+    let (start, len) =
+        used_and_below(std::ptr::from_ref(&len_bytes) as usize, len_bytes, stack_bounds()?);
+    lock_memory(start as *const u8, len)
+}
+
+/// From `len_bytes` below an address to the end of the stack. Nothing of it if the address is of
+/// another one: sanitizers keep variables elsewhere.
+fn used_and_below(here: usize, len_bytes: usize, (low, high): (usize, usize)) -> (usize, usize) {
+    let start = here.saturating_sub(len_bytes).clamp(low, high);
+    (start, high - start)
 }
 
 /// Faults in the stack below the caller, up to `len_bytes`, but leaves the last 64 KiB above its
@@ -318,6 +324,15 @@ mod tests {
             unsafe { libc::munlock(buffer.as_ptr().cast(), buffer.len()) };
             lock_stack(16 * 1024).unwrap();
         });
+    }
+
+    #[test]
+    fn what_is_locked_of_a_stack_lies_in_it() {
+        let bounds = (0x10_000, 0x20_000);
+        assert_eq!(used_and_below(0x1F_000, 0x1000, bounds), (0x1E_000, 0x2000));
+        assert_eq!(used_and_below(0x10_800, 0x1000, bounds), (0x10_000, 0x10_000));
+        assert_eq!(used_and_below(0x900_000, 0x1000, bounds), (0x20_000, 0));
+        assert_eq!(used_and_below(0, usize::MAX, bounds), (0x10_000, 0x10_000));
     }
 
     #[test]
