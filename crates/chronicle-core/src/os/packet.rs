@@ -69,7 +69,10 @@ pub fn advice(error: &io::Error) -> &'static str {
             "see that the interface exists in this network namespace (`ip link`)"
         }
         Some(libc::ENOPROTOOPT) => "this needs Linux 4.20 or newer with packet sockets",
-        Some(libc::EAFNOSUPPORT) => "this needs a kernel with packet sockets (CONFIG_PACKET)",
+        Some(libc::EAFNOSUPPORT) => {
+            "this needs packet sockets (CONFIG_PACKET), and with XDP also AF_XDP and AF_NETLINK, in \
+             the kernel and in the sandbox (systemd: RestrictAddressFamilies=)"
+        }
         _ => "see packet(7) for what the kernel means by that",
     }
 }

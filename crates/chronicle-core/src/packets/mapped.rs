@@ -134,6 +134,31 @@ mod tests {
     }
 
     #[test]
+    fn no_header_leads_out_of_its_frame() {
+        let map = Map::shared_memory(FRAMES * FRAME_BYTES).unwrap();
+        let ring = MappedRing { map, frame_bytes: FRAME_BYTES, mask: FRAMES - 1, at: FRAMES - 1 };
+        let slot = ring.slot(FRAMES - 1);
+        for (tp_mac, tp_snaplen) in [
+            (80, 60),
+            (80, u32::MAX),
+            (FRAME_BYTES as u16, 1),
+            (u16::MAX, u32::MAX),
+            (0, FRAME_BYTES as u32 + 1),
+        ] {
+            // SAFETY: the last frame, which nobody else has; zeros are a header.
+            unsafe {
+                let mut header: FrameHeader = std::mem::zeroed();
+                (header.tp_mac, header.tp_snaplen, header.tp_len) = (tp_mac, tp_snaplen, u32::MAX);
+                slot.cast::<FrameHeader>().write(header);
+            }
+            give_frame_back::<Strong>(ring.status(), STATUS_USER);
+            let found = ring.peek().unwrap();
+            let start = found.bytes as usize - slot as usize;
+            assert!(start + found.stored <= FRAME_BYTES, "{tp_mac} {tp_snaplen}");
+        }
+    }
+
+    #[test]
     fn what_is_passed_over_ends_where_the_ring_does() {
         let mut ring = full_of_nothing(FRAMES);
         assert_eq!(ring.skip_dropped(), FRAMES);
