@@ -237,7 +237,10 @@ def test_intervals_and_addresses() -> None:
     assert not TopServer(".", 1.0, host="example.org", port=80).is_local
 
 
-def test_on_a_terminal_it_draws_and_ends_on_q(folder: Path) -> None:
+@pytest.mark.parametrize("ending", ["q", signal.SIGTERM, signal.SIGINT])
+def test_on_a_terminal_it_draws_and_gives_it_back_at_the_end(
+    folder: Path, ending: str | signal.Signals
+) -> None:
     publisher(folder / "some-queue").close()
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -261,8 +264,12 @@ def test_on_a_terminal_it_draws_and_ends_on_q(folder: Path) -> None:
     taker.start()
     try:
         eventually(lambda: b"some-queue" in drawn, "the queue on the screen")
-        os.write(ours, b"q")
-        assert process.wait(PATIENCE_S) == 0
+        if isinstance(ending, str):
+            os.write(ours, ending.encode())
+        else:
+            process.send_signal(ending)
+        expected = 0 if isinstance(ending, str) else 128 + ending
+        assert process.wait(PATIENCE_S) == expected
     finally:
         process.kill()
         process.wait()

@@ -122,12 +122,14 @@ def run(options: argparse.Namespace) -> int:
             return serve(options.bus, options.interval, host=host, port=port)
         from chronicle.top.app import TopApp
 
+        app = TopApp(collector, interval_s=options.interval)
         if "TEXTUAL_DRIVER" in os.environ:
             from chronicle.top.serving import end_with_server
 
             end_with_server()
         else:
             _check_terminal()
+            app.end_on_signals()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("textual", "textual_serve"):
             raise
@@ -135,8 +137,8 @@ def run(options: argparse.Namespace) -> int:
             f"the dashboard needs {error.name}, which is not installed; install the extra: "
             "pip install 'chronicle-python[top]', or use --once"
         ) from None
-    TopApp(collector, interval_s=options.interval).run()
-    return 0
+    app.run()
+    return app.return_code or 0
 
 
 def _check_terminal() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from functools import partial
 from typing import ClassVar, Final
 
 from rich.text import Text
@@ -78,6 +80,7 @@ class TopApp(App[None]):
         self._watch = Watch()
         self._filter = ""
         self._paused = False
+        self._signals: tuple[signal.Signals, ...] = ()
         self.view: View | None = None
 
     def compose(self) -> ComposeResult:
@@ -94,8 +97,15 @@ class TopApp(App[None]):
         yield Input(id="filter", placeholder="filter: a text that stands in a row", compact=True)
         yield Footer()
 
+    def end_on_signals(self) -> None:
+        """Let SIGTERM and SIGINT end it in order: the terminal is given back as it was."""
+        self._signals = (signal.SIGTERM, signal.SIGINT)
+
     def on_mount(self) -> None:
         """Begin to look."""
+        for number in self._signals:
+            leave = partial(self.exit, return_code=128 + number)
+            asyncio.get_running_loop().add_signal_handler(number, leave)
         self.query_one("#all-threads", Board).focus()
         if self.interval_s is not None:
             self.run_worker(self._look_on(), exclusive=True, name="looks")
