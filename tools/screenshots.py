@@ -28,7 +28,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 PICTURES: Final = ROOT / "docs" / "guides"
 #: Each picture: its name, what is pressed before it, columns and rows.
 SCREENS: Final = (
-    ("top", "", (100, 26)),
+    # As wide as the widest table: nothing is cut off.
+    ("top", "", (124, 26)),
     ("top-thread", "2 enter", (100, 30)),
     ("top-queue", "3 enter", (100, 26)),
 )
@@ -85,6 +86,7 @@ def feed(bus: str, ready: Event, stop: Event) -> None:
             segment_bytes=1 << 18,
             provisioner=sidecar.provisioner,
             retention_bytes=8 << 20,
+            flush_interval=0.2,
         ) as writer,
     ):
         sidecar.publish_counters(CountersFile.create(endpoint.path / "COUNTERS"))
@@ -113,7 +115,7 @@ async def draw(bus: Path, killed: mp.process.BaseProcess) -> dict[str, str]:
     """Look at the bus, kill a process, look again; return the pictures."""
     pictures = {}
     app = TopApp(Collector(bus), interval_s=None)
-    async with app.run_test(size=(100, 26)) as pilot:
+    async with app.run_test(size=SCREENS[0][2]) as pilot:
         for look in range(LOOKS):
             app.look_now()
             if look == 1:
@@ -152,6 +154,7 @@ def main() -> None:
                 schema=[Signal],
                 segment_bytes=1 << 18,
                 provisioner=sidecar.provisioner,
+                flush_interval=0.2,
             ) as out,
         ):
             counters = CountersFile.create(endpoint.path / "COUNTERS")

@@ -187,6 +187,19 @@ def test_a_process_without_a_lease_is_judged_by_its_counters_file(folder: Path) 
     assert (process.state, process.reason) == ("dead", "another boot")
 
 
+def test_a_process_that_has_closed_its_endpoint_and_ended_is_absent_and_not_dead(
+    folder: Path,
+) -> None:
+    endpoint = Bus(folder).open_endpoint("orders/alpha")
+    counters = CountersFile.create(endpoint.path / "COUNTERS")
+    data = bytearray(counters.path.read_bytes())
+    data[16:24] = struct.pack("<Q", 2**22 + 5)  # Above the highest pid of Linux.
+    counters.path.write_bytes(data)
+    endpoint.close()
+    (process,) = Collector(folder).look().processes
+    assert (process.state, process.reason) == ("absent", "no lease")
+
+
 def test_what_is_no_directory_is_refused(folder: Path) -> None:
     (folder / "file").touch()
     for name in ("file", "missing"):

@@ -198,21 +198,30 @@ class Collector:
         *,
         is_endpoint: bool,
     ) -> tuple[ProcessState, str, Status | None]:
+        gone = self._gone(counted)
         if is_endpoint:
             try:
                 status = self._status(name)
             except (OSError, ChronicleError) as error:
                 return "refused", _line(error), None
-            if status.state != "absent" or counted is None:
+            # Closed in order, the lease with it: what it has counted stays where it is.
+            if status.state != "absent" or gone:
                 return status.state, status.reason, status
         assert counted is not None
-        if counted.boot != self._boot:
-            return "dead", "another boot", None
-        if not os.path.lexists(f"/proc/{counted.pid}"):
-            return "dead", "no such process", None
+        if gone:
+            return "dead", gone, None
         if told_age_s is None or told_age_s > _TOLD_S_MAX:
             return "stalled", "counters not told", None
         return "alive", "", None
+
+
+    def _gone(self, counted: ProcessCounters | None) -> str:
+        """Return why the process of a counters file is there no more; empty if it is."""
+        if counted is None:
+            return "no counters file"
+        if counted.boot != self._boot:
+            return "another boot"
+        return "" if os.path.lexists(f"/proc/{counted.pid}") else "no such process"
 
 
 # --- What stands where ---
