@@ -382,7 +382,8 @@ def _endpoints(found: Found, watch: _Watch) -> Table:
             continue
         lease = status.lease
         ready = "ready" if status.ready else "not ready"
-        pid, epoch = (None, None) if lease is None else (lease.pid, lease.epoch)
+        # A pid is a name: no commas in it.
+        pid, epoch = (None, None) if lease is None else (str(lease.pid), lease.epoch)
         rows.append([name, status.state, ready, pid, epoch, status.reason])
     columns = ["endpoint", "state", "queues", "pid", "epoch", "why"]
     dead = [n for n in watch.processes if n not in found.endpoints]
