@@ -347,6 +347,12 @@ def test_a_histogram_keeps_every_count_whatever_room_it_has() -> None:
         assert sum(int(line.split()[-2]) for line in lines if line.endswith("%")) == times.count
 
 
+def test_the_shares_of_a_histogram_stand_below_each_other() -> None:
+    times = Histogram([(10, 9), (100, 16_544), (1_000, 999_400), (10_000, 1_200_000)], 10_000)
+    lines = histogram_lines(times, width=60, rows=9)
+    assert {len(line) for line in lines if line.endswith("%")} == {60}
+
+
 def test_columns_become_as_wide_as_what_stands_in_them() -> None:
     async def grow(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press("2")

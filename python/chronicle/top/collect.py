@@ -214,7 +214,6 @@ class Collector:
             return "stalled", "counters not told", None
         return "alive", "", None
 
-
     def _gone(self, counted: ProcessCounters | None) -> str:
         """Return why the process of a counters file is there no more; empty if it is."""
         if counted is None:

@@ -43,9 +43,9 @@ def histogram_lines(times: Histogram, *, width: int, rows: int) -> list[str]:
 
     >>> for line in histogram_lines(Histogram([(15, 1), (40, 90), (90, 9)], 90), width=30, rows=5):
     ...     print(line)
-     <20ns █▌            1   1.00%
-     <50ns ██████████   90  90.00%
-    <100ns █████▏        9   9.00%
+     <20ns █▍            1   1.00%
+     <50ns █████████    90  90.00%
+    <100ns ████▋         9   9.00%
     """
     if not times.buckets:
         return ["(nothing counted)"]
@@ -58,13 +58,13 @@ def histogram_lines(times: Histogram, *, width: int, rows: int) -> list[str]:
         bins = [(bins[cut][0], sum(count for _, count in bins[: cut + 1])), *bins[cut + 1 :]]
     most = math.log1p(max(count for _, count in bins))
     total = times.count
-    room = max(4, width - 20)
+    room = max(4, width - 21)
     lines = []
     for high, count in bins:
         bar = _bar(math.log1p(count) / most * room) if count else ""
         share = f"{100 * count / total:.2f}%" if count else ""
         lines.append(
-            f"{'<' + time_short(high):>6} {bar:<{room}} {number_short(count):>4} {share:>7}"
+            f"{'<' + time_short(high):>6} {bar:<{room}} {number_short(count):>5} {share:>7}"
         )
     return lines
 
