@@ -1,6 +1,6 @@
 """Pictures of a report for the documentation, taken with a real browser.
 
-    python -m tools.screenshots --report out.html
+    chronicle bench --report out.html
     python -m tools.pictures out.html
 
 writes docs/pictures/report-*.png: desktop and phone, light and dark. Needs Chromium on the PATH.

@@ -1,15 +1,11 @@
 """Draws the pictures of `chronicle top` that stand in the documentation: ``make screenshots``.
 
-With ``--report FILE`` it writes a report of the same bus, for `tools.pictures`. Best on a machine
-that does nothing else.
-
 The bus on them is real: a feed in a process of its own, a guarded hot thread that works on it, and
 a strategy that was killed. So numbers differ from run to run; what they show does not.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import multiprocessing as mp
@@ -23,7 +19,6 @@ from typing import Annotated, Final
 
 import chronicle
 from chronicle.bus import Bus
-from chronicle.cli import main as cli
 from chronicle.hot import Counter, CountersFile, Handler, Output
 from chronicle.message import MessageBase, Scale, char8, i64
 from chronicle.top.app import TopApp
@@ -41,7 +36,6 @@ SCREENS: Final = (
 LOOKS: Final = 4
 LOOK_EVERY_S: Final = 0.5
 PATIENCE_S: Final = 60.0
-REPORT_S: Final = "6"
 #: Textual names a font of another host; a picture of ours asks nobody for anything.
 FONT_FACE: Final = re.compile(r"@font-face\s*\{.*?\}\s*", re.DOTALL)
 
@@ -149,9 +143,6 @@ async def draw(bus: Path, killed: mp.process.BaseProcess) -> dict[str, str]:
 
 def main() -> None:
     """Draw all pictures."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--report", type=Path, metavar="FILE", help="also write a report there")
-    options = parser.parse_args()
     # The processes that are started here inherit it.
     hot_core = leave_the_hot_core()
     context = mp.get_context("spawn")
@@ -196,8 +187,6 @@ def main() -> None:
             endpoint.ready(["out"])
             time.sleep(1.0)
             pictures = asyncio.run(draw(bus, beta))
-            if options.report is not None:
-                cli(["report", folder, "--seconds", REPORT_S, "-o", str(options.report)])
             slow.close()
         stop.set()
         feeder.join(PATIENCE_S)
