@@ -172,7 +172,7 @@ def _show(facts: dict[str, str], figures: list[dict[str, Any]]) -> None:
             figure["name"],
             cell(figure["value"], figure["unit"]),
             cell(figure["floor"], figure["unit"]),
-            f"{figure['ratio']:.1f} x",
+            f"{figure['ratio']:.2f} x",
             figure["floor_name"],
         )
     out.print(table)
