@@ -94,6 +94,30 @@ struct Source {
     reader: Reader,
 }
 
+/// A message, by its source's number and its place.
+pub(crate) struct Delivered {
+    pub number: usize,
+    pub raw: RawRecord,
+    /// `raw.len` bytes, mapped as long as the source's reader stays in this segment.
+    pub payload: *const u8,
+}
+
+impl Delivered {
+    #[inline(always)]
+    fn new(number: u32, raw: RawRecord, reader: &Reader) -> Self {
+        Self { number: number as usize, raw, payload: reader.payload_at(&raw) }
+    }
+
+    /// The same, but out of memory: copied whole, it would be kept there by whoever takes it, and
+    /// so would every message of a source that is alone.
+    #[inline(always)]
+    fn by_fields(self) -> Self {
+        let RawRecord { offset, len, sequence, timestamp_ns, type_id, flags } = self.raw;
+        let raw = RawRecord { offset, len, sequence, timestamp_ns, type_id, flags };
+        Self { number: self.number, raw, payload: self.payload }
+    }
+}
+
 /// Merges any number of readers that it owns.
 pub struct FanIn {
     mode: MergeMode,
@@ -116,7 +140,8 @@ pub struct FanIn {
     /// before all others.
     gap_reported: bool,
     active: usize,
-    /// The number of the source that is alone, or [`NONE`].
+    /// The number of the source that is alone, with nothing looked at but not delivered; or
+    /// [`NONE`].
     only: u32,
 }
 
@@ -226,10 +251,10 @@ impl FanIn {
 
     /// Puts the message that was delivered last back, as if it had not been: the source's reader
     /// stands before it again. Nothing if something else has happened since.
-    pub fn undeliver(&mut self, raw: &RawRecord) {
+    pub fn undeliver(&mut self, offset: usize, sequence: u64) {
         let Some(number) = self.delivered.take() else { return };
         if let Some(source) = self.sources[number as usize].as_mut() {
-            source.reader.step_back(raw);
+            source.reader.step_back(offset, sequence);
         }
         self.set_key(number, ABSENT);
         self.idle.push(number);
@@ -244,22 +269,34 @@ impl FanIn {
     #[inline]
     #[allow(clippy::should_implement_trait)] // An iterator cannot lend records.
     pub fn next(&mut self) -> Result<Option<(usize, Record<'_>)>, (usize, Error)> {
-        let next = if self.only != NONE { self.next_of_one() } else { self.next_of_many() };
-        let Some((number, raw)) = next? else { return Ok(None) };
-        let source = self.sources.get(number as usize).and_then(Option::as_ref);
-        Ok(source.map(|source| (number as usize, Record::new(raw, source.reader.segment()))))
+        let Some(Delivered { number, raw, .. }) = self.next_in_place()? else { return Ok(None) };
+        let source = self.sources.get(number).and_then(Option::as_ref);
+        Ok(source.map(|source| (number, Record::new(raw, source.reader.segment()))))
+    }
+
+    /// As [`FanIn::next`], for who borrows nothing and looks up nothing.
+    ///
+    /// # Errors
+    /// As [`FanIn::next`].
+    #[inline(always)]
+    pub(crate) fn next_in_place(&mut self) -> Result<Option<Delivered>, (usize, Error)> {
+        if self.only != NONE {
+            return self.next_of_one();
+        }
+        let next = self.next_of_many();
+        if self.active == 1 {
+            self.note_only();
+        }
+        Ok(next?.map(Delivered::by_fields))
     }
 
     /// With one source there is nothing to merge: its next record is the next message, and the tree
     /// is left alone.
     #[inline(always)]
-    fn next_of_one(&mut self) -> Result<Option<(u32, RawRecord)>, (usize, Error)> {
+    fn next_of_one(&mut self) -> Result<Option<Delivered>, (usize, Error)> {
         let number = self.only;
         let Some(source) = self.sources[number as usize].as_mut() else { return Ok(None) };
-        if source.head.is_some() || !self.failed.is_empty() {
-            // Left over from before it was alone.
-            return self.next_of_many();
-        }
+        debug_assert!(source.head.is_none() && self.failed.is_empty());
         let looked = source.reader.peek();
         let Ok(Some(raw)) = looked else {
             self.rest(number);
@@ -275,7 +312,7 @@ impl FanIn {
             self.idle.clear();
             self.delivered = Some(number);
         }
-        Ok(Some((number, raw)))
+        Ok(Some(Delivered::new(number, raw, &source.reader)))
     }
 
     /// The source that is alone has nothing now: it is idle.
@@ -287,8 +324,9 @@ impl FanIn {
         }
     }
 
-    #[inline(always)]
-    fn next_of_many(&mut self) -> Result<Option<(u32, RawRecord)>, (usize, Error)> {
+    /// Out of line: what it returns is in memory, and would be there for one source as well.
+    #[inline(never)]
+    fn next_of_many(&mut self) -> Result<Option<Delivered>, (usize, Error)> {
         if let Some(number) = self.delivered.take() {
             self.refill(number)?;
         }
@@ -311,7 +349,7 @@ impl FanIn {
         };
         source.reader.advance(&head);
         self.delivered = Some(number);
-        Ok(Some((number, head)))
+        Ok(Some(Delivered::new(number, head, &source.reader)))
     }
 
     /// Commits, on every source, what was delivered and nothing more. Two stores per source.
@@ -513,11 +551,22 @@ impl FanIn {
 
     /// After a source has come or gone.
     fn note_active(&mut self) {
-        self.only = match self.active {
-            1 => self.sources.iter().position(Option::is_some).map_or(NONE, |n| n as u32),
+        self.note_only();
+        self.fit_tree();
+    }
+
+    /// A source is alone once nothing is left over from before: neither its own head, nor errors.
+    #[cold]
+    fn note_only(&mut self) {
+        let mut sources = self.sources.iter().enumerate();
+        self.only = match sources.find_map(|(number, source)| Some((number, source.as_ref()?))) {
+            Some((number, source))
+                if self.active == 1 && source.head.is_none() && self.failed.is_empty() =>
+            {
+                number as u32
+            }
             _ => NONE,
         };
-        self.fit_tree();
     }
 
     /// Gives the tree as many leaves as the sources need, and plays all matches.

@@ -276,7 +276,9 @@ impl Geometry {
 /// Bytes from the start of a record to the start of the next.
 #[inline(always)]
 pub fn record_stride(payload_bytes: usize) -> usize {
-    (RECORD_HEADER_BYTES + payload_bytes).next_multiple_of(RECORD_ALIGN)
+    // As `next_multiple_of`, which the compiler does not see through: a branch less per record.
+    const { assert!(RECORD_ALIGN.is_power_of_two()) };
+    (RECORD_HEADER_BYTES + payload_bytes + RECORD_ALIGN - 1) & !(RECORD_ALIGN - 1)
 }
 
 /// The CRC-32C of a record: over its length, its header without commit word and CRC, and its

@@ -68,7 +68,7 @@ unsafe extern "C" fn on_message(context: *mut Context, message: *const Message) 
     };
     // SAFETY: as above.
     seen.last_now_ns = unsafe { (*context).now_ns };
-    match (message.kind, message.type_id) {
+    match (message.kind(), message.type_id()) {
         (KIND_DATA, TYPE_SUM) => {
             seen.messages += 1;
             seen.sum += u64::from_le_bytes(payload[..8].try_into().unwrap());
@@ -107,7 +107,7 @@ unsafe extern "C" fn on_message(context: *mut Context, message: *const Message) 
         }
         (KIND_COMMAND, TYPE_FAIL) => FAILED,
         (KIND_EVENT, EVENT_SOURCE_ADDED..=EVENT_SOURCE_GAP) => {
-            seen.events[usize::from(message.type_id - EVENT_SOURCE_ADDED)] += 1;
+            seen.events[usize::from(message.type_id() - EVENT_SOURCE_ADDED)] += 1;
             for (word, bytes) in seen.last_event.iter_mut().zip(payload.chunks(8)) {
                 let mut whole = [0; 8];
                 whole[..bytes.len()].copy_from_slice(bytes);

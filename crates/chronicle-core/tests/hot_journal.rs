@@ -34,8 +34,8 @@ unsafe extern "C" fn folds(context: *mut Context, message: *const Message) -> i3
         }
         let mut fold = |word: u64| state[0] = (state[0] ^ word).wrapping_mul(0x100_0000_01b3);
         for word in [
-            u64::from(message.kind),
-            u64::from(message.type_id),
+            u64::from(message.kind()),
+            u64::from(message.type_id()),
             u64::from(message.source),
             message.sequence,
             message.timestamp_ns,
@@ -45,8 +45,8 @@ unsafe extern "C" fn folds(context: *mut Context, message: *const Message) -> i3
         }
         payload.iter().for_each(|&byte| fold(byte.into()));
         state[1] += 1;
-        *(*context).counters += u64::from(message.kind == KIND_DATA);
-        if message.type_id == 66 {
+        *(*context).counters += u64::from(message.kind() == KIND_DATA);
+        if message.type_id() == 66 {
             return FAILED;
         }
         let bytes = state[0].to_le_bytes();

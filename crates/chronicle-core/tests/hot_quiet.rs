@@ -38,7 +38,7 @@ unsafe extern "C" fn copies(context: *mut Context, message: *const Message) -> i
     // SAFETY: called by the loop with valid pointers.
     unsafe {
         let message = &*message;
-        match (message.kind, message.type_id) {
+        match (message.kind(), message.type_id()) {
             (KIND_DATA, TYPE_COPY) => {
                 *(*context).counters += 1;
                 let args = [message.sequence, message.timestamp_ns, 7];

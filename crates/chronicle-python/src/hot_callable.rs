@@ -153,7 +153,7 @@ unsafe extern "C" fn on_message(context: *mut Context, message: *const Message) 
     // SAFETY: called by the loop with valid pointers.
     let (inner, message) = unsafe { (inner(context), &*message) };
     // The lock is held since `on_batch_begin`; attaching only tells PyO3 so.
-    let called = match message.kind {
+    let called = match message.kind() {
         KIND_DATA => {
             // SAFETY: called by the loop, which has set the record of this very call.
             let Some((raw, segment)) = (unsafe { current(context) }) else {

@@ -43,7 +43,7 @@ impl Datagram {
             unsafe { std::slice::from_raw_parts(message.payload, message.len_bytes as usize) };
         Self {
             payload: PyBytes::new(py, payload).unbind(),
-            line: message.type_id,
+            line: message.type_id(),
             timestamp_ns: message.timestamp_ns,
             number: message.sequence,
             source: Some(message.source),

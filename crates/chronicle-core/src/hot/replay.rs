@@ -56,8 +56,7 @@ impl Replay {
         let message = Message {
             payload: payload.as_ptr(),
             len_bytes: payload.len() as u32,
-            type_id: input.type_id,
-            kind: input.kind,
+            selector: Selector::new(input.kind, input.type_id),
             source: input.source,
             tag,
             sequence: input.sequence,

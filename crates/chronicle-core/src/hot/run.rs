@@ -10,13 +10,14 @@
 //! through a pointer and makes references only between calls.
 
 use crate::MergeMode;
-use crate::fanin::{Armed, FanIn, NoRoom};
+use crate::fanin::{Armed, Delivered, FanIn, NoRoom};
 use crate::hot::abi::*;
+use crate::hot::block::Placed;
 use crate::hot::command::{Ack, AckSender, Command, Times};
 use crate::hot::failure::{Cause, During, Failure};
 use crate::hot::guard::{Armed as Guarded, Guard};
 use crate::hot::journal::{self, Input, Journal};
-use crate::hot::meter::{self, State};
+use crate::hot::meter::{self, Page, State};
 use crate::hot::services::{Current, Services};
 use crate::hot::shared::Shared;
 use crate::os::clock::meter_ticks;
@@ -24,7 +25,7 @@ use crate::os::futex::{self, WaitWord};
 use crate::os::seccomp;
 use crate::packets::{Datagram, Next, Ring};
 use crate::queue::reader::Reader;
-use crate::queue::segment::Segment;
+use crate::queue::segment::{RawRecord, Segment};
 use crate::queue::writer::Writer;
 use crate::sync::Arc;
 use crate::wait::{LOOK, WaitStrategy};
@@ -102,6 +103,8 @@ pub(crate) struct Loop {
     spin_ticks: u64,
     idle_due_ns: u64,
     pub(crate) shared: Arc<Shared>,
+    /// That of `shared`, one load nearer.
+    page: Placed<Page>,
     commands: Consumer<Command>,
     commands_max: usize,
     acks: AckSender,
@@ -155,6 +158,7 @@ impl Loop {
             idle_since: 0,
             spin_ticks,
             idle_due_ns: 0,
+            page: shared.page.clone(),
             shared,
             commands_max: commands.buffer().capacity(),
             commands,
@@ -191,7 +195,7 @@ impl Loop {
     /// Runs until it is asked to stop, or something fails.
     pub fn run(&mut self) {
         self.turn_ticks = meter_ticks();
-        while self.failure.is_none() && !self.asked_to_stop && !self.shared.page.must_stop() {
+        while self.failure.is_none() && !self.asked_to_stop && !self.page.must_stop() {
             let result = self.turn();
             self.note(result);
             if self.guard.must_stop() && self.failure.is_none() {
@@ -229,15 +233,15 @@ impl Loop {
 
     #[inline]
     fn turn(&mut self) -> Result<(), Failure> {
-        self.shared.page.turns.add(1);
+        self.page.turns.add(1);
         if self.sample_every != 0 {
             let now = meter_ticks();
             self.shared.loop_gap.record(now.saturating_sub(self.turn_ticks));
             self.turn_ticks = now;
         }
-        let mut worked = 0;
+        let mut worked = false;
         if !self.commands.is_empty() || self.acks.is_behind() {
-            worked += self.take_commands()?;
+            worked = self.take_commands()? > 0;
         }
         let mut drained = self.drain_sources(&mut worked);
         if !self.rings.is_empty() && drained.is_ok() {
@@ -247,7 +251,7 @@ impl Loop {
             self.end_batch()?;
         }
         drained?;
-        if worked > 0 {
+        if worked {
             self.idle_since = 0;
             return Ok(());
         }
@@ -257,74 +261,69 @@ impl Loop {
     // --- Messages ---
 
     #[inline]
-    fn drain_sources(&mut self, worked: &mut u32) -> Result<(), Failure> {
+    fn drain_sources(&mut self, worked: &mut bool) -> Result<(), Failure> {
         for _ in 0..TURN_MESSAGES_MAX {
-            let (source, raw, payload, segment) = match self.fan.next() {
-                Ok(Some((source, record))) => {
-                    let segment: *const Arc<Segment> = record.segment();
-                    (source, record.raw, record.payload().as_ptr(), segment)
-                }
+            let Delivered { number: source, raw, payload } = match self.fan.next_in_place() {
+                Ok(Some(delivered)) => delivered,
                 Ok(None) => return Ok(()),
                 Err((source, error)) => {
-                    *worked += 1;
+                    *worked = true;
                     self.source_error(source as u32, error)?;
                     continue;
                 }
             };
-            *worked += 1;
+            *worked = true;
             let message = Message {
                 payload,
                 len_bytes: raw.len as u32,
-                type_id: raw.type_id,
-                kind: KIND_DATA,
+                selector: Selector::new(KIND_DATA, raw.type_id),
                 source: source as u32,
                 tag: self.origins[source].tag,
                 sequence: raw.sequence,
                 timestamp_ns: raw.timestamp_ns,
             };
-            if self.table.flags & TABLE_BATCHED != 0
-                && let Err(failure) = self.enter_batch(Some(Current { raw, segment }))
-            {
-                self.fan.undeliver(&raw);
+            let mut handled = Ok(());
+            if self.table.flags & TABLE_BATCHED != 0 {
+                handled = self.enter_batch_with(source, raw);
+            }
+            if let Err(failure) = handled.and_then(|()| self.data(&message)) {
+                self.fan.undeliver(raw.offset, raw.sequence);
                 return Err(failure);
             }
-            if let Err(failure) = self.data(&message) {
-                self.fan.undeliver(&raw);
-                return Err(failure);
-            }
-            self.shared.page.messages.add(1);
+            self.page.messages.add(1);
             if self.options.commit {
                 self.fan.commit_source(source);
             }
             if self.awaiting_first != 0 {
                 self.note_first(source);
             }
-            if self.asked_to_stop || self.shared.page.must_stop() {
+            if self.asked_to_stop || self.page.must_stop() {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    #[inline]
-    fn drain_rings(&mut self, worked: &mut u32) -> Result<(), Failure> {
+    /// Out of line: what it needs would take the registers from [`Loop::drain_sources`].
+    #[inline(never)]
+    fn drain_rings(&mut self, worked: &mut bool) -> Result<(), Failure> {
         for place in 0..self.rings.len() {
             for _ in 0..TURN_MESSAGES_MAX {
-                if self.asked_to_stop || self.shared.page.must_stop() {
+                if self.asked_to_stop || self.page.must_stop() {
                     return Ok(());
                 }
                 let datagram = match self.rings[place].peek() {
                     Next::Datagram(datagram) => datagram,
                     Next::Dropped => {
-                        *worked += 1;
+                        *worked = true;
                         continue;
                     }
                     Next::Empty => break,
                 };
-                *worked += 1;
+                *worked = true;
                 self.datagram(place, &datagram)?;
                 self.rings[place].release(&datagram);
-                self.shared.page.datagrams.add(1);
+                self.page.datagrams.add(1);
             }
         }
         Ok(())
@@ -338,8 +337,7 @@ impl Loop {
         let message = Message {
             payload: datagram.payload,
             len_bytes: datagram.len_bytes as u32,
-            type_id: datagram.line,
-            kind: KIND_DATAGRAM,
+            selector: Selector::new(KIND_DATAGRAM, datagram.line),
             source: place as u32,
             tag: 0,
             sequence: datagram.number,
@@ -354,10 +352,10 @@ impl Loop {
             self.prepare(message, During::Message)?;
         }
         let returned = self.call_timed(message);
-        if returned != HANDLED || self.context.flags != 0 || self.guard.must_stop() {
-            return self.unusual(returned, message, During::Message).map(drop);
+        if self.is_plain(returned) {
+            return Ok(());
         }
-        Ok(())
+        self.unusual(returned, message, During::Message).map(drop)
     }
 
     /// Reads the clock, and writes the input into the journal if there is one.
@@ -367,17 +365,17 @@ impl Loop {
         self.context.now_ns = now_ns;
         if let Some(journal) = &mut self.journal {
             let input = Input {
-                kind: message.kind,
-                type_id: message.type_id,
+                kind: message.kind(),
+                type_id: message.type_id(),
                 source: message.source,
                 sequence: message.sequence,
                 timestamp_ns: message.timestamp_ns,
                 now_ns,
             };
-            let written = if message.kind == KIND_DATA {
+            let written = if message.kind() == KIND_DATA {
                 journal.input(input)
             } else {
-                let type_id = match message.kind {
+                let type_id = match message.kind() {
                     KIND_COMMAND => journal::JOURNAL_COMMAND,
                     _ => journal::JOURNAL_EVENT,
                 };
@@ -385,19 +383,35 @@ impl Loop {
                 let bytes = unsafe { payload_of(message) };
                 journal.input_with(type_id, input, bytes)
             };
-            self.shared.page.journal_records.add(1);
+            self.page.journal_records.add(1);
             written.map_err(|error| failure(message, during, Cause::Journal(error)))?;
         }
         Ok(())
     }
 
+    /// Handled, and nothing else to look at: one branch for all three.
+    #[inline(always)]
+    fn is_plain(&self, returned: i32) -> bool {
+        const { assert!(HANDLED == 0) };
+        returned as u32 | self.context.flags | u32::from(self.guard.must_stop()) == 0
+    }
+
     #[inline(always)]
     fn call_timed(&mut self, message: &Message) -> i32 {
         self.until_sample = self.until_sample.wrapping_sub(1);
-        if self.until_sample != 0 || self.sample_every == 0 {
+        if self.until_sample != 0 {
             return self.call(message);
         }
+        self.call_and_time(message)
+    }
+
+    #[inline(never)]
+    fn call_and_time(&mut self, message: &Message) -> i32 {
+        // Unmetered it is zero, which comes again after four billion messages.
         self.until_sample = self.sample_every;
+        if self.sample_every == 0 {
+            return self.call(message);
+        }
         let before = meter_ticks();
         let returned = self.call(message);
         self.shared.handler_time.record(meter_ticks().saturating_sub(before));
@@ -430,8 +444,8 @@ impl Loop {
         match returned {
             HANDLED => Ok(true),
             UNHANDLED => {
-                if message.kind != KIND_EVENT {
-                    self.shared.page.unhandled.add(1);
+                if message.kind() != KIND_EVENT {
+                    self.page.unhandled.add(1);
                 }
                 Ok(false)
             }
@@ -465,6 +479,13 @@ impl Loop {
     }
 
     // --- Batches ---
+
+    #[inline(never)]
+    fn enter_batch_with(&mut self, source: usize, raw: RawRecord) -> Result<(), Failure> {
+        let Some(reader) = self.fan.reader(source) else { return Ok(()) };
+        let segment: *const Arc<Segment> = reader.segment();
+        self.enter_batch(Some(Current { raw, segment }))
+    }
 
     #[inline]
     fn enter_batch(&mut self, current: Option<Current>) -> Result<(), Failure> {
@@ -514,7 +535,7 @@ impl Loop {
             self.context.now_ns = now_ns;
             if let Some(journal) = &mut self.journal {
                 let input = Input { kind, source: NO_SOURCE, now_ns, ..Input::default() };
-                self.shared.page.journal_records.add(1);
+                self.page.journal_records.add(1);
                 let failed = |error| Failure { during, ..Failure::of_loop(Cause::Journal(error)) };
                 journal.input(input).map_err(failed)?;
             }
@@ -573,7 +594,7 @@ impl Loop {
             }
             self.idle_due_ns = now_ns + JOURNAL_IDLE_NS;
         }
-        self.shared.page.idles.add(1);
+        self.page.idles.add(1);
         self.call_hook(Some(hook), journal::KIND_IDLE, During::Idle)
     }
 
@@ -582,7 +603,7 @@ impl Loop {
     fn park(&mut self) {
         self.words.clear();
         let armed = self.fan.arm(&mut self.words);
-        let page = &self.shared.page;
+        let page = &self.page;
         self.words.push(page.arm());
         // With the ack ring full, commands stay where they are.
         let is_stuck = !self.acks.has_room();
@@ -675,5 +696,5 @@ unsafe fn payload_of(message: &Message) -> &[u8] {
 
 fn failure(message: &Message, during: During, cause: Cause) -> Failure {
     let source = (message.source != NO_SOURCE).then_some(message.source);
-    Failure { during, source, sequence: message.sequence, type_id: message.type_id, cause }
+    Failure { during, source, sequence: message.sequence, type_id: message.type_id(), cause }
 }

@@ -157,20 +157,22 @@ impl Reader {
                     if raw.sequence == self.sequence && !self.verify && raw.flags == 0 {
                         return Ok(Some(raw));
                     }
-                    return self.examine(raw).map(Some);
+                    return self.examine().map(Some);
                 }
                 Slot::Roll => {
                     if !self.roll()? {
                         return Ok(None);
                     }
                 }
-                Slot::Bad(commit) => {
-                    return Err(
-                        self.corrupt(format!("commit word {commit:#x} does not fit the segment"))
-                    );
-                }
+                Slot::Bad(commit) => return Err(self.bad_commit(commit)),
             }
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn bad_commit(&self, commit: u32) -> Error {
+        self.corrupt(format!("commit word {commit:#x} does not fit the segment"))
     }
 
     /// Moves past a record that [`Reader::peek`] gave.
@@ -182,6 +184,12 @@ impl Reader {
         self.sequence = raw.sequence.wrapping_add(1);
     }
 
+    /// Where the payload of a record of this segment begins.
+    #[inline(always)]
+    pub(crate) fn payload_at(&self, raw: &RawRecord) -> *const u8 {
+        self.base.wrapping_add(raw.offset + RECORD_HEADER_BYTES)
+    }
+
     /// Asks for the record behind `raw`: for its header and the first of its payload.
     #[inline(always)]
     pub(crate) fn prefetch_behind(&self, raw: &RawRecord) {
@@ -190,9 +198,16 @@ impl Reader {
         prefetch_read(next.wrapping_add(64));
     }
 
-    /// Checks a record that is not plainly the expected one.
+    /// Checks the next record, which is not plainly the expected one. Reads it by itself: a record
+    /// that is passed by reference would be kept in memory by whoever delivers plain ones, and read
+    /// back before it is written (docs/internals/decisions.md).
     #[inline(never)]
-    fn examine(&mut self, raw: RawRecord) -> Result<RawRecord> {
+    fn examine(&mut self) -> Result<RawRecord> {
+        // SAFETY: as in `peek`.
+        let slot = unsafe { slot_at(self.base, self.geometry, self.offset) };
+        let Slot::Record(raw) = slot else {
+            return Err(self.corrupt("a record was there, and is no more".to_owned()));
+        };
         if raw.flags & !FLAGS_KNOWN != 0 {
             return Err(self.corrupt(format!("unknown flags {:#x}", raw.flags)));
         }
@@ -409,12 +424,13 @@ impl Reader {
         unsafe { slot_at(self.base, self.geometry, self.offset) != Slot::Empty }
     }
 
-    /// Goes back before a record that was moved past, if it stands in this segment and was the
-    /// last.
-    pub(crate) fn step_back(&mut self, raw: &RawRecord) {
-        if raw.end() == self.offset && raw.sequence.wrapping_add(1) == self.sequence {
-            self.offset = raw.offset;
-            self.sequence = raw.sequence;
+    /// Goes back before the record at `offset`, if that stands in this segment and was the last
+    /// that was moved past.
+    pub(crate) fn step_back(&mut self, offset: usize, sequence: u64) {
+        // Behind a roll the reader stands at the first place for records.
+        if offset < self.offset && sequence.wrapping_add(1) == self.sequence {
+            self.offset = offset;
+            self.sequence = sequence;
         }
     }
 

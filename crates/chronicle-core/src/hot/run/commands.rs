@@ -19,7 +19,7 @@ impl Loop {
         while (taken as usize) < self.commands_max && self.acks.has_room() && !self.asked_to_stop {
             let Ok(command) = self.commands.pop() else { break };
             taken += 1;
-            self.shared.page.commands.add(1);
+            self.page.commands.add(1);
             self.execute(command)?;
         }
         Ok(taken)
@@ -96,8 +96,7 @@ impl Loop {
         let message = Message {
             payload: bytes.as_ptr(),
             len_bytes: bytes.len() as u32,
-            type_id,
-            kind: KIND_COMMAND,
+            selector: Selector::new(KIND_COMMAND, type_id),
             source: NO_SOURCE,
             tag: 0,
             sequence: ticket,
@@ -115,7 +114,7 @@ impl Loop {
             self.prepare(message, during)?;
         }
         let returned = self.call(message);
-        if returned == HANDLED && self.context.flags == 0 && !self.guard.must_stop() {
+        if self.is_plain(returned) {
             return Ok(true);
         }
         self.unusual(returned, message, during)
@@ -128,14 +127,13 @@ impl Loop {
         tag: u32,
         bytes: &[u8],
     ) -> Result<bool, Failure> {
-        self.shared.page.events.add(1);
+        self.page.events.add(1);
         // An event within a batch is no record of a queue.
         self.services().current = None;
         let message = Message {
             payload: bytes.as_ptr(),
             len_bytes: bytes.len() as u32,
-            type_id,
-            kind: KIND_EVENT,
+            selector: Selector::new(KIND_EVENT, type_id),
             source,
             tag,
             sequence: 0,
@@ -154,7 +152,7 @@ impl Loop {
         about: &[u8],
     ) -> Result<(), Failure> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        self.shared.page.journal_records.add(1);
+        self.page.journal_records.add(1);
         let input = Input {
             kind: KIND_COMMAND,
             type_id: 0,
@@ -185,7 +183,7 @@ impl Loop {
         };
         self.origins[source] = origin;
         self.awaiting_first += 1;
-        self.shared.page.sources.add(1);
+        self.page.sources.add(1);
         let number = source as u32;
         let written = self.write_down(journal::JOURNAL_SOURCE, number, ticket, times, &about);
         self.acks.send(Ack::Added { ticket, times, source: number, about });
@@ -210,7 +208,7 @@ impl Loop {
         let reader = self.fan.remove(source as usize)?;
         let origin = std::mem::take(&mut self.origins[source as usize]);
         self.awaiting_first -= u32::from(origin.awaits_first);
-        self.shared.page.sources.set(self.fan.len() as u64);
+        self.page.sources.set(self.fan.len() as u64);
         Some((origin, reader))
     }
 
@@ -227,7 +225,7 @@ impl Loop {
     pub(super) fn source_error(&mut self, source: u32, error: Error) -> Result<(), Failure> {
         if let ErrorKind::Gap { first_missing, next, reason, .. } = error.kind() {
             let (first_missing, next, reason) = (*first_missing, *next, *reason);
-            self.shared.page.gaps.add(1);
+            self.page.gaps.add(1);
             let code = match reason {
                 GapReason::Retention => GAP_RETENTION,
                 GapReason::Cut => GAP_CUT,
@@ -243,13 +241,13 @@ impl Loop {
             let was_handled = *handled.as_ref().unwrap_or(&false);
             let ack = Ack::Gap { source, first_missing, next, reason, handled: was_handled };
             if !self.acks.try_tell(ack) && !was_handled {
-                self.shared.page.gaps_unreported.add(1);
+                self.page.gaps_unreported.add(1);
             }
             return handled.map(drop);
         }
         let Some((origin, reader)) = self.take_source(source) else { return Ok(()) };
         let added = origin.ticket;
-        self.shared.page.sources_failed.add(1);
+        self.page.sources_failed.add(1);
         self.acks.send(Ack::SourceFailed { source, added, reader, error });
         self.tell_removed(source, origin.tag, REMOVED_FAILED)
     }
