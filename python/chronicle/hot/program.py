@@ -88,7 +88,8 @@ class Program(Value):
     explain
         Makes text of what a failed handler has left in its context: `fail_info`, `fail_code`.
     state_dtype
-        How to show the state; ``None``: as bytes.
+        How to show the state, or a function that says so, which is called whenever it is looked at
+        (types need NumPy, and starting does not); ``None``: as bytes.
     keep_alive
         Whatever owns the machine code.
     key
@@ -112,7 +113,7 @@ class Program(Value):
         "log_sites",
         "audited",
         "explain",
-        "state_dtype",
+        "_state_dtype",
         "keep_alive",
         "key",
         "callable",
@@ -131,7 +132,7 @@ class Program(Value):
     log_sites: tuple[LogSite, ...]
     audited: bool
     explain: Callable[[int, int], str] | None
-    state_dtype: np.dtype[Any] | None
+    _state_dtype: np.dtype[Any] | Callable[[], np.dtype[Any]] | None
     keep_alive: object
     key: str
     callable: Callable[[Any], object] | None
@@ -153,7 +154,7 @@ class Program(Value):
         log_sites: tuple[LogSite, ...] = (),
         audited: bool = False,
         explain: Callable[[int, int], str] | None = None,
-        state_dtype: np.dtype[Any] | None = None,
+        state_dtype: np.dtype[Any] | Callable[[], np.dtype[Any]] | None = None,
         keep_alive: object = None,
         key: str = "",
         callable: Callable[[Any], object] | None = None,  # noqa: A002
@@ -178,6 +179,12 @@ class Program(Value):
             key,
             callable,
         )
+
+    @property
+    def state_dtype(self) -> np.dtype[Any] | None:
+        """How to show the state; ``None``: as bytes."""
+        found = self._state_dtype
+        return found() if callable(found) else found
 
     @property
     def addresses(self) -> tuple[int, int, int, int, int, int]:
