@@ -284,4 +284,7 @@ def _version(package: str) -> str:
     except OSError:
         from importlib import metadata
 
-        return metadata.version(package)
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return ""
