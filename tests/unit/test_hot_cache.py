@@ -339,7 +339,7 @@ def test_a_warm_start_imports_neither_numba_nor_numpy_nor_the_facts_of_packages(
         "made = program_for(warm.Kept())\n"
         "slow = ('numba', 'numpy', 'importlib.metadata')\n"
         "print(sum(name in sys.modules for name in slow), made.key, made.on_message > 0)\n"
-        "assert made.state_dtype.itemsize == len(made.state)"
+        "assert made.dtype_of_state().itemsize == len(made.state)"
     )
     environment = {**os.environ, "PYTHONPATH": str(folder)}
 

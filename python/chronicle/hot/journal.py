@@ -347,7 +347,8 @@ def encode_head(
     writers
         By output.
     """
-    layout = () if program.state_dtype is None else layout_of_dtype(program.state_dtype)
+    dtype = program.dtype_of_state()
+    layout = () if dtype is None else layout_of_dtype(dtype)
     document = {
         "format": FORMAT,
         "thread": thread,

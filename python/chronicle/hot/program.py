@@ -113,7 +113,7 @@ class Program(Value):
         "log_sites",
         "audited",
         "explain",
-        "_state_dtype",
+        "state_dtype",
         "keep_alive",
         "key",
         "callable",
@@ -132,7 +132,7 @@ class Program(Value):
     log_sites: tuple[LogSite, ...]
     audited: bool
     explain: Callable[[int, int], str] | None
-    _state_dtype: np.dtype[Any] | Callable[[], np.dtype[Any]] | None
+    state_dtype: np.dtype[Any] | Callable[[], np.dtype[Any]] | None
     keep_alive: object
     key: str
     callable: Callable[[Any], object] | None
@@ -180,10 +180,9 @@ class Program(Value):
             callable,
         )
 
-    @property
-    def state_dtype(self) -> np.dtype[Any] | None:
-        """How to show the state; ``None``: as bytes."""
-        found = self._state_dtype
+    def dtype_of_state(self) -> np.dtype[Any] | None:
+        """Return how to show the state; ``None``: as bytes."""
+        found = self.state_dtype
         return found() if callable(found) else found
 
     @property

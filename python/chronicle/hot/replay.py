@@ -725,7 +725,8 @@ _PAUSES: Final[dict[str, Callable[..., None]]] = {
 
 
 def _layout_of(program: Program) -> tuple[StatePart, ...]:
-    return () if program.state_dtype is None else layout_of_dtype(program.state_dtype)
+    dtype = program.dtype_of_state()
+    return () if dtype is None else layout_of_dtype(dtype)
 
 
 def _skipped(name: str, skipped: int, gap: tuple[int, int, str] | None) -> str:

@@ -669,7 +669,7 @@ class HotThread:
         """
         self._check_owner()
         data = self._core.state()
-        dtype = self._program.state_dtype
+        dtype = self._program.dtype_of_state()
         if dtype is None:
             return data
         import numpy as np

@@ -16,7 +16,7 @@ use crate::queue::options::Options;
 use crate::queue::provision::{Building, Endpoint};
 use crate::queue::recovery::{self, RecoveryReport};
 use crate::queue::segment::Segment;
-use crate::sync::{Arc, AtomicU32, Ordering};
+use crate::sync::{Arc, AtomicU32, Ordering, prefetch_read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -26,6 +26,9 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// The lines that a roll stores into are asked for once more this far before the end: what a
 /// worker's look takes away in between is back then.
 const NEAR_ROLL_BYTES: usize = 512;
+
+/// What [`Writer::make_room`] and the roll in it take, about. More than that is other code.
+const ROLL_CODE_BYTES: usize = 1152;
 
 /// How long a hot writer waits for its provisioner at a roll. Longer than any busy machine keeps a
 /// worker from running: under an enforcing guard the writer that helps itself is stopped.
@@ -329,6 +332,7 @@ impl Writer {
         }
         self.queue.prefetch_roll(index);
         self.endpoint.prefetch();
+        prefetch_code(Self::make_room as *const (), ROLL_CODE_BYTES);
     }
 
     /// Wakes sleeping readers, if there are any. P2, P4.
@@ -544,6 +548,13 @@ fn ring_slowly(bell: &protocol::Doorbell) {
     bell.ring::<Strong>();
     failpoint::hit("ring.moved");
     futex::wake_all(&bell.ring);
+}
+
+/// Asks for the code of a function, which last ran a segment ago.
+fn prefetch_code(function: *const (), bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        prefetch_read(function.cast::<u8>().wrapping_add(line));
+    }
 }
 
 /// A commit word of the segment that is being written.
