@@ -250,7 +250,8 @@ impl FanIn {
     }
 
     /// Puts the message that was delivered last back, as if it had not been: the source's reader
-    /// stands before it again. Nothing if something else has happened since.
+    /// stands before it again. Nothing if something else has happened since. The message is named by
+    /// its place in the segment and its number.
     pub fn undeliver(&mut self, offset: usize, sequence: u64) {
         let Some(number) = self.delivered.take() else { return };
         if let Some(source) = self.sources[number as usize].as_mut() {

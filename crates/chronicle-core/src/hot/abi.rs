@@ -71,8 +71,8 @@ pub struct Message {
 /// What a handler switches on: type id (the low half, which comes first) and kind of a message.
 ///
 /// One word, so that it is stored as one: compiled handlers load both at once, and a load that
-/// needs two stores waits until both have left the CPU's store buffer, which is longer than
-/// everything else that a message takes.
+/// needs two stores waits until both have left the CPU's store buffer, which takes longer than the
+/// call.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Selector(u32);

@@ -482,9 +482,8 @@ impl Loop {
 
     #[inline(never)]
     fn enter_batch_with(&mut self, source: usize, raw: RawRecord) -> Result<(), Failure> {
-        let Some(reader) = self.fan.reader(source) else { return Ok(()) };
-        let segment: *const Arc<Segment> = reader.segment();
-        self.enter_batch(Some(Current { raw, segment }))
+        let segment = self.fan.reader(source).map(|reader| std::ptr::from_ref(reader.segment()));
+        self.enter_batch(segment.map(|segment| Current { raw, segment }))
     }
 
     #[inline]

@@ -206,7 +206,7 @@ impl Reader {
         // SAFETY: as in `peek`.
         let slot = unsafe { slot_at(self.base, self.geometry, self.offset) };
         let Slot::Record(raw) = slot else {
-            return Err(self.corrupt("a record was there, and is no more".to_owned()));
+            return Err(self.corrupt("the record was changed after it was committed".to_owned()));
         };
         if raw.flags & !FLAGS_KNOWN != 0 {
             return Err(self.corrupt(format!("unknown flags {:#x}", raw.flags)));
