@@ -25,7 +25,7 @@ use crate::os::futex::{self, WaitWord};
 use crate::os::seccomp;
 use crate::packets::{Datagram, Next, Ring};
 use crate::queue::reader::Reader;
-use crate::queue::segment::{RawRecord, Segment};
+use crate::queue::segment::RawRecord;
 use crate::queue::writer::Writer;
 use crate::sync::Arc;
 use crate::wait::{LOOK, WaitStrategy};
