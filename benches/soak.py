@@ -162,7 +162,7 @@ class Report:
         return 1 if self.wrong else 0
 
 
-def feed(path: str, stream: int, stop: Event, sent: Any) -> None:
+def feed(path: str, stream: int, stop: Event, sent: Any, per_s: int = RATE_PER_S) -> None:
     """Write one source at a fixed rate, until told to stop."""
     with (
         chronicle.Provisioner() as provisioner,
@@ -174,13 +174,13 @@ def feed(path: str, stream: int, stop: Event, sent: Any) -> None:
             retention_bytes=KEPT_BYTES,
         ) as writer,
     ):
-        number, batch = 0, RATE_PER_S // 1000
+        number, batch = 0, max(1, per_s // 1000)
         due = time.monotonic()
         while not stop.is_set():
             for _ in range(batch):
                 number += 1
                 writer.publish(Tick(stream=stream, number=number, value=value_of(stream, number)))
-            due += batch / RATE_PER_S
+            due += batch / per_s
             time.sleep(max(0.0, due - time.monotonic()))
         sent.put((stream, number, writer.position // SEGMENT_BYTES))
 
