@@ -72,8 +72,8 @@ chaos: $(EXTENSION) ## Kill and stop a system's processes at random, then accoun
 strategies: $(EXTENSION) ## Two hundred strategies come and go: each seen once, no system call, what a message costs
 	$(BIN)/python examples/strategies.py $(ARGS)
 
-watched: SECONDS = 10
-watched: $(EXTENSION) ## A hot thread with and without dashboard and metrics scrape; SECONDS=5 for less
+watched: SECONDS = 2
+watched: $(EXTENSION) ## A hot thread with and without dashboard and metrics scrape; SECONDS=1 for less
 	$(BIN)/python benches/watched.py --seconds $(SECONDS) $(ARGS)
 
 screenshots: $(EXTENSION) ## Draw the pictures of `chronicle top` in the documentation anew

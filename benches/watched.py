@@ -1,7 +1,7 @@
 """Does looking disturb? A guarded hot thread under load, with and without somebody who looks.
 
-    make watched                   some two minutes
-    make watched SECONDS=5         less
+    make watched                   some four minutes
+    make watched SECONDS=1         half of that
 
 The load is that of the soak: two writers in processes of their own, commands, a compiled handler
 that is guarded in ``enforce`` and pinned to the last core. The hot thread and the writers come
@@ -9,15 +9,17 @@ before everything else on their cores (SCHED_FIFO): without isolated cores, what
 the machine would be measured.
 
 Three kinds of phases take turns. *Alone*: nobody looks. *Watched*: ``chronicle top`` runs on a
-terminal of its own, looking every half second, and the metrics are scraped every half second; both
-are started in each of these phases, so that what it takes to attach is part of it. *Elsewhere*: the
-same two programs do the same, but look at another bus, an idle one. They use the other cores as
-much as those that watch, so that the difference between the two is what looking does.
+terminal of its own, looking every half second, and the metrics are scraped every half second.
+*Elsewhere*: the same two programs do the same, but look at another bus, an idle one. They use the
+other cores as much as those that watch, so that the difference between the two is what looking
+does. Whoever does not look is paused, so that phases can be short and many; attaching is a phase
+of its own, before the others.
 
 Printed are the loop gaps of each kind, the ratios, and what guard, kernel tracing and the kernel's
 counts have seen of the hot thread. A ratio of p99.9 is the median over pairs of phases of one
-round, so that what else the machine does for a while counts in one of them only. The quantile is
-interpolated between two values of the clock: here one step of it is a seventh of the whole.
+round, so that what else the machine does for a while counts in one of them only; that of *alone* to
+*alone* tells what such a median is worth here. The quantile is interpolated between two values of
+the clock, since one step of it can be a seventh of the whole.
 
 An error is a system call, and a ratio above ``--ratio-max``: that of *watched* to *alone* where
 those who look have a core besides the hot thread's and the writers', and that of *watched* to
@@ -89,12 +91,10 @@ class Phases:
     p999_ns: list[float] = field(default_factory=list)
     handler_p99_ns: list[float] = field(default_factory=list)
     worst_ns: int = 0
-    system_calls: Counter[str] = field(default_factory=Counter)
     faults: int = 0
     switches: int = 0
     messages: int = 0
     screen_bytes: int = 0
-    screen_cpu_s: float = 0.0
     scrapes: int = 0
 
     @property
@@ -128,7 +128,6 @@ class Screen:
 
     def __init__(self, bus: Path) -> None:
         self.drawn_bytes = 0
-        self.cpu_s = 0.0
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         command = [sys.executable, "-m", "chronicle.cli", "top", str(bus)]
@@ -150,15 +149,19 @@ class Screen:
             while data := os.read(self._ours, 1 << 16):
                 self.drawn_bytes += len(data)
 
-    def close(self) -> None:
-        """Quit as a user does."""
+    def pause(self) -> None:
+        """Have it stand still, or look again."""
+        os.write(self._ours, b"p")
+
+    def close(self) -> float:
+        """Quit as a user does; tell how much CPU it has used, in seconds."""
         assert self._process.poll() is None, "the dashboard has ended by itself"
         os.write(self._ours, b"q")
         _, status, used = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_s = used.ru_utime + used.ru_stime
         self._thread.join(PATIENCE_S)
         os.close(self._ours)
+        return used.ru_utime + used.ru_stime
 
 
 class Scraper:
@@ -167,19 +170,30 @@ class Scraper:
     def __init__(self, port: int) -> None:
         self.count = 0
         self._url = f"http://127.0.0.1:{port}/metrics"
-        self._end = threading.Event()
+        self._wanted, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+        self.go_on()
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_EVERY_S):
+            self._wanted.wait()
             with urllib.request.urlopen(self._url, timeout=PATIENCE_S) as answer:
                 assert b"chronicle_hot_loop_gap" in answer.read()
             self.count += 1
 
+    def stop(self) -> None:
+        """Ask no more for now."""
+        self._wanted.clear()
+
+    def go_on(self) -> None:
+        """Ask again."""
+        self._wanted.set()
+
     def close(self) -> None:
         """Ask no more."""
         self._end.set()
+        self.go_on()
         self._thread.join(PATIENCE_S)
 
 
@@ -191,28 +205,46 @@ class Bus:
     port: int
 
 
-def phase(hot: chronicle.HotThread, look_at: Bus | None, seconds: float, into: Phases) -> None:
-    """Run the load for so long, and note what the hot thread did."""
+class Lookers:
+    """A dashboard and somebody who scrapes; they stand still but in ``with lookers``."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._screen, self._scraper = Screen(bus.path), Scraper(bus.port)
+        wait_until(lambda: all(self.seen), "nobody has looked")
+        self._stop()
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Bytes drawn and scrapes made, so far."""
+        return self._screen.drawn_bytes, self._scraper.count
+
+    def __enter__(self) -> None:
+        self._screen.pause()
+        self._scraper.go_on()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._screen.pause()
+        self._scraper.stop()
+
+    def close(self) -> None:
+        """End both; print what they took."""
+        self._scraper.close()
+        drawn, scrapes = self.seen
+        print(
+            f"a dashboard drew {drawn:,} bytes in {self._screen.close():.1f} s of CPU; "
+            f"scrapes: {scrapes}"
+        )
+
+
+@contextlib.contextmanager
+def noted(hot: chronicle.HotThread, into: Phases) -> Iterator[None]:
+    """Note what the hot thread does in the meantime."""
     before, gap_before, time_before = hot.status, hot.loop_gap, hot.handler_time
     assert before.kernel is not None
-    with KernelTrace(before.thread_id) as trace:
-        screen = Screen(look_at.path) if look_at else None
-        scraper = Scraper(look_at.port) if look_at else None
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            sent = [
-                hot.send(SetFactor(factor=2), timeout=PATIENCE_S) for _ in range(COMMANDS_AT_ONCE)
-            ]
-            hot.wait_for(sent[-1], PATIENCE_S)
-            time.sleep(0.05)
-        if screen is not None and scraper is not None:
-            # On a machine that is busy it may just have begun.
-            wait_until(lambda: screen.drawn_bytes and scraper.count, "nobody has looked")
-            scraper.close()
-            screen.close()
-            into.screen_bytes += screen.drawn_bytes
-            into.screen_cpu_s += screen.cpu_s
-            into.scrapes += scraper.count
+    yield
     after = hot.status
     assert after.kernel is not None
     gaps = hot.loop_gap.since(gap_before)
@@ -221,11 +253,22 @@ def phase(hot: chronicle.HotThread, look_at: Bus | None, seconds: float, into: P
     times = hot.handler_time.since(time_before)
     into.handler_p99_ns.append(interpolated_quantile(times, 0.99))
     into.worst_ns = max(into.worst_ns, gaps.max_ns)
-    into.system_calls.update(trace.system_calls)
     kernel = after.kernel.since(before.kernel)
     into.faults += kernel.faults_minor + kernel.faults_major
     into.switches += kernel.switches_involuntary
     into.messages += after.messages - before.messages
+
+
+def phase(hot: chronicle.HotThread, lookers: Lookers | None, seconds: float, into: Phases) -> None:
+    """Run the load for so long, and note what the hot thread did."""
+    with lookers or contextlib.nullcontext(), noted(hot, into):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            sent = [
+                hot.send(SetFactor(factor=2), timeout=PATIENCE_S) for _ in range(COMMANDS_AT_ONCE)
+            ]
+            hot.wait_for(sent[-1], PATIENCE_S)
+            time.sleep(0.05)
 
 
 def idle_bus(path: str, stop: Event, port: Any) -> None:
@@ -333,18 +376,17 @@ def show(name: str, phases: Phases) -> None:
         f"{title} {interpolated_quantile(times, q):,.1f}"
         for title, q in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999))
     )
+    ordered = sorted(phases.p999_ns)
     print(f"{name:10} loop gap (ns): {quantiles}  max {times.max_ns:,}  of {times.count:,} turns")
     print(
-        f"{'':10} {phases.messages:,} messages ({phases.messages / times.count:.2%} of the turns), "
-        f"handler p99 (ns) {' '.join(f'{p99:.0f}' for p99 in phases.handler_p99_ns)}, "
-        f"page faults {phases.faults}, involuntary switches {phases.switches}"
+        f"{'':10} p99.9 of {len(ordered)} phases (ns): median {statistics.median(ordered):.1f}, "
+        f"{ordered[0]:.1f} to {ordered[-1]:.1f}; "
+        f"handler p99: median {statistics.median(phases.handler_p99_ns):.0f}"
     )
-    print(f"{'':10} p99.9 of each phase (ns): {' '.join(f'{p999:.1f}' for p999 in phases.p999_ns)}")
-    if phases.scrapes:
-        print(
-            f"{'':10} screen {phases.screen_bytes:,} bytes, {phases.screen_cpu_s:.1f} s of CPU; "
-            f"scrapes {phases.scrapes}"
-        )
+    print(
+        f"{'':10} {phases.messages:,} messages, in {phases.messages / times.count:.2%} of the "
+        f"turns; page faults {phases.faults}, involuntary switches {phases.switches}"
+    )
 
 
 def judge(phases: Mapping[str, Phases], cores_left: int, ratio_max: float, report: Report) -> None:
@@ -364,8 +406,8 @@ def judge(phases: Mapping[str, Phases], cores_left: int, ratio_max: float, repor
     judged = "watched / alone" if cores_left > 1 else "watched / elsewhere"
     for name, ratio in ratios.items():
         print(f"  {name:20} {ratio:.3f}{f' (at most {ratio_max})' if name == judged else ''}")
-    steps = [max(pair) / min(pair) for pair in zip(alone[::2], alone[1::2], strict=True)]
-    print(f"  {'alone / alone':20} {statistics.median(steps):.3f}: what a pair differs by itself")
+    itself = median_ratio(alone[1::2], alone[::2])
+    print(f"  {'alone / alone':20} {itself:.3f}")
     if cores_left == 1:
         print("two cores: those who look share the writers' core, so the control is the floor")
     if ratios[judged] > ratio_max:
@@ -375,9 +417,9 @@ def judge(phases: Mapping[str, Phases], cores_left: int, ratio_max: float, repor
 def main() -> int:
     """Measure, and say what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
-    parser.add_argument("--rounds", type=int, default=3, help="of four phases")
-    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each phase")
+    parser.add_argument("--rounds", type=int, default=20, help="of six phases")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds of a phase before")
     parser.add_argument("--ratio-max", type=float, default=1.1, help="of p99.9 of the loop gaps")
     parser.add_argument("--rate", type=int, default=RATE_PER_S, help="messages/s of each writer")
     parser.add_argument(
@@ -401,17 +443,24 @@ def main() -> int:
             elsewhere(idle) as other,
             loaded(bus, report, fifo=options.fifo, rate=options.rate) as (hot, this),
         ):
-            look_at = dict(zip(KINDS, (None, other, this), strict=True))
-            phase(hot, this, options.warm_up, Phases())
-            for _ in range(options.rounds):
-                for kind in (*KINDS, *reversed(KINDS)):
-                    phase(hot, look_at[kind], options.seconds, phases[kind])
+            # The allocator is not watched, as in the soak: each of its calls in every process would
+            # cost a trap.
+            with KernelTrace(hot.status.thread_id, heap=False) as trace:
+                with noted(hot, attaching := Phases()):
+                    lookers = [Lookers(other), Lookers(this)]
+                looks = dict(zip(KINDS, (None, *lookers), strict=True))
+                phase(hot, lookers[1], options.warm_up, attaching)
+                for _ in range(options.rounds):
+                    for kind in (*KINDS, *reversed(KINDS)):
+                        phase(hot, looks[kind], options.seconds, phases[kind])
+            for one in lookers:
+                one.close()
     for kind in KINDS:
         show(kind, phases[kind])
     judge(phases, len(os.sched_getaffinity(0)), options.ratio_max, report)
-    calls = tuple(dict(phases[kind].system_calls) for kind in KINDS)
-    report.expect("kernel: system calls, alone, elsewhere, watched", calls, ({}, {}, {}))
-    report.expect("page faults while watched", phases["watched"].faults, 0)
+    report.expect("kernel: system calls, attaching and all phases", dict(trace.system_calls), {})
+    for kind, seen in {"attaching": attaching, **phases}.items():
+        report.expect(f"page faults, {kind}", seen.faults, 0)
     return report.say(width=48)
 
 

@@ -490,7 +490,7 @@ def test_an_address_that_is_taken_is_told(folder: Path) -> None:
 def test_a_hot_thread_that_is_watched_and_scraped_makes_no_system_call() -> None:
     if (reason := missing()) is not None:
         pytest.skip(f"the kernel's tracing cannot be used: {reason}")
-    seconds, rounds = (10, 3) if IS_FULL else (1, 1)
+    seconds, rounds = (2, 20) if IS_FULL else (1, 1)
     bench = [sys.executable, str(ROOT / "benches" / "watched.py")]
     sizes = [f"--seconds={seconds}", f"--rounds={rounds}", "--warm-up=1", "--ratio-max=inf"]
     run = subprocess.run([*bench, *sizes], capture_output=True, text=True, cwd=ROOT)
