@@ -163,7 +163,9 @@ class Report:
 
 
 def feed(path: str, stream: int, stop: Event, sent: Any, per_s: int = RATE_PER_S) -> None:
-    """Write one source at a fixed rate, until told to stop."""
+    """Write one source at a fixed rate, until told to stop or left alone."""
+    parent = mp.parent_process()
+    assert parent is not None
     with (
         chronicle.Provisioner() as provisioner,
         chronicle.Queue.open_publisher(
@@ -176,7 +178,7 @@ def feed(path: str, stream: int, stop: Event, sent: Any, per_s: int = RATE_PER_S
     ):
         number, batch = 0, max(1, per_s // 1000)
         due = time.monotonic()
-        while not stop.is_set():
+        while not stop.is_set() and parent.is_alive():
             for _ in range(batch):
                 number += 1
                 writer.publish(Tick(stream=stream, number=number, value=value_of(stream, number)))

@@ -297,7 +297,10 @@ def idle_bus(path: str, stop: Event, port: Any) -> None:
         sidecar.discover(bus / "streams" / "*", hot, name="soak")
         wait_until(lambda: hot.status.sources == STREAMS, "the sources were not found")
         port.put(sidecar.metrics(port=0).port)
-        stop.wait()
+        parent = mp.parent_process()
+        assert parent is not None
+        while not stop.wait(1.0) and parent.is_alive():
+            pass
 
 
 @contextlib.contextmanager
