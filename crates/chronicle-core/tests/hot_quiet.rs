@@ -245,23 +245,27 @@ fn with_a_provisioner_there_is_no_system_call_no_allocation_and_no_fault() {
         given_back: Vec::new(),
     };
     let stop = AtomicBool::new(false);
-    let slept = std::thread::scope(|scope| {
+    // Asserted after the scope, which waits for the sleeper.
+    let (slept, allocated, faulted, reports, seen) = std::thread::scope(|scope| {
         let sleeper = scope.spawn(|| sleeper(&path.join("out"), &stop));
         (0..8).for_each(|round| side.round(round));
         let before = faults(&side.hot);
         let heap = side.hot.shared.page.allocations.get();
         let rounds = fire::scaled(1_200) as u64;
         (8..8 + rounds).for_each(|round| side.round(round));
-        assert_eq!(side.hot.shared.page.allocations.get() - heap, 0);
-        if path.starts_with("/dev/shm") {
-            assert_eq!(faults(&side.hot), before, "faults, minor and major");
-        }
+        let allocated = side.hot.shared.page.allocations.get() - heap;
+        let faulted = (before, faults(&side.hot));
         let mut reports = Vec::new();
         guard.drain(|report| reports.push(report));
-        assert_eq!(guard.counts().seen, 0, "{reports:?}");
+        let seen = guard.counts().seen;
         stop.store(true, Ordering::Release);
-        sleeper.join().unwrap()
+        (sleeper.join().unwrap(), allocated, faulted, reports, seen)
     });
+    assert_eq!(allocated, 0);
+    if path.starts_with("/dev/shm") {
+        assert_eq!(faulted.1, faulted.0, "faults, minor and major");
+    }
+    assert_eq!(seen, 0, "{reports:?}");
     let rolls = side.input.queue().tail_segment();
     assert!(rolls >= fire::scaled(1_200) as u64, "{rolls} rolls");
     side.hot.ask_to_stop();

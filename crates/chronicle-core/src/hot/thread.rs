@@ -242,6 +242,8 @@ fn spawn(run: Box<Loop>, setup: Setup, warnings: Arc<Mutex<Vec<String>>>) -> Spa
     let place = Arc::new(Mutex::new(Some(run)));
     let theirs = Arc::clone(&place);
     process::watch_forks();
+    // Measured once per process; whoever asks meanwhile waits in the kernel.
+    clock::meter_ns_per_tick_q32();
     // Inherited by the thread, which never takes a signal.
     let blocked = process::block_signals();
     let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {

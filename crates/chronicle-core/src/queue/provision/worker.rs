@@ -2,7 +2,7 @@
 
 use super::endpoint::{Endpoint, Served};
 use crate::error::Result;
-use crate::os::process;
+use crate::os::{clock, process};
 use crate::queue::dir::QueueDir;
 use crate::queue::reader::Reader;
 use crate::queue::retention::{self, RetentionPolicy};
@@ -77,6 +77,9 @@ impl Provisioner {
     }
 
     pub fn attach_writer(&self, writer: &Writer, chores: Chores) {
+        // A writer that waits for its next segment measures its patience in ticks. What a tick is
+        // takes two milliseconds to find out, and whoever asks meanwhile waits in the kernel.
+        clock::meter_ns_per_tick_q32();
         self.attach(Arc::clone(writer.endpoint()), None, chores);
     }
 
