@@ -7,9 +7,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.net_support import Link, veth
 
 # The same examples in every run of the small size; the full size looks for new ones.
 # No deadline: tests assert no time, and a busy machine takes its own.
@@ -55,6 +58,19 @@ def _cache_of_handlers() -> Iterator[None]:
 def path(folder: Path) -> Path:
     """Where the test's queue will be. Nothing is there yet."""
     return folder / "queue"
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[Link]:
+    """A veth pair, shared by the tests of a module."""
+    with veth() as made:
+        yield made
+
+
+@pytest.fixture(params=["packet", "xdp"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Each way in which a packet ring may get its packets."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)

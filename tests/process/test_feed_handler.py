@@ -36,7 +36,7 @@ from chronicle.hot.compile import program_for
 from chronicle.message import MessageBase
 
 from tests.feeds_support import IEX_FILE, pcap, sample
-from tests.net_support import Link, missing, veth
+from tests.net_support import Link, missing
 from tests.property.test_books import Book, shown
 from tests.queue_support import ROOT
 from tests.sidecar_support import eventually
@@ -53,12 +53,6 @@ LINES = ("239.215.21.4:10378", "239.215.21.132:10378")
 POOR = ("--loss", "0.01", "--double", "0.01", "--late", "0.05")
 #: Type id and payload.
 Record = tuple[int, bytes]
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    with veth() as made:
-        yield made
 
 
 class System:

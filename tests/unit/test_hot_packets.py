@@ -7,7 +7,6 @@ import re
 import struct
 import threading
 import urllib.request
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,18 +68,6 @@ STATE = np.dtype(
 
 def summing() -> NativeHandler:
     return NativeHandler(compiled(SOURCE).on_message, state=np.zeros(1, STATE), name="summing")
-
-
-@pytest.fixture(params=["packet", "xdp"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    """Each way in which a ring may get its packets."""
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    with veth() as made:
-        yield made
 
 
 def wait_until_all(hot: HotThread, count: int) -> None:

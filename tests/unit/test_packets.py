@@ -32,18 +32,6 @@ pytestmark = [
 NOTHING = PacketStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0, "up")
 
 
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    with veth() as made:
-        yield made
-
-
-@pytest.fixture(params=["packet", "xdp"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    """Each way in which a ring may get its packets."""
-    return request.param
-
-
 # --- What comes out ---
 
 

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,6 @@ pytestmark = [
 
 #: Enough of them that every queue of four gets some.
 MANY = [(f"239.1.1.{n}", 5000 + n) for n in range(1, 33)]
-
-
-@pytest.fixture(scope="module")
-def link() -> Iterator[Link]:
-    with veth() as made:
-        yield made
-
-
-@pytest.fixture(params=["packet", "xdp"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    """Each way in which a ring may get its packets."""
-    return request.param
 
 
 # --- Which it is to be ---
