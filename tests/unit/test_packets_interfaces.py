@@ -22,6 +22,7 @@ import pytest
 from chronicle import PacketRing, _core
 from chronicle.packets import _against_xdp, _Facts
 from chronicle.sidecar.packetcare import PacketCare
+from pyroute2 import IPRoute
 
 from tests.net_support import ROOT, Link, missing, veth
 from tests.packet_support import A, B, counted, drain, drained
@@ -252,6 +253,24 @@ def test_an_interface_that_was_elsewhere_between_two_looks_is_bound_again(backen
         found += drain(link, ring)
         assert found == [(0, b"before"), (0, b"after")]
         assert counted(ring) == {"rebinds": 1}
+
+
+def test_an_interface_that_had_another_name_for_a_moment_is_read_on(backend: Any):
+    with veth() as link, PacketRing(link.interface, [A], backend=backend) as ring:
+        link.send([(*A, b"before")])
+        found = drain(link, ring)
+        link.set(state="down")
+        link.set(ifname="elsewhere")
+        assert ring.look() == "absent"
+        with IPRoute() as route:
+            index = route.link_lookup(ifname="elsewhere")[0]
+            route.link("set", index=index, ifname=link.interface)
+        link.set(state="up")
+        eventually(lambda: ring.look() == "up", "the carrier")
+        link.send([(*A, b"after")])
+        found += drain(link, ring)
+        assert found == [(0, b"before"), (0, b"after")]
+        assert counted(ring) == {}
 
 
 def test_xdp_is_not_opened_anew_from_a_thread_in_another_namespace():

@@ -317,6 +317,42 @@ say(chronicle.verify(path)["records"])
     assert lines == ["error"] * 4 + ["exit 0", "4", "4"]
 
 
+def test_a_child_forked_while_a_thread_was_writing_is_told_that_it_was_forked(path: Path):
+    lines = run_python(
+        FORK
+        + """
+import sys, threading, time
+# The thread cannot end its call before the fork, once it was seen in it.
+sys.setswitchinterval(100)
+writer = publisher(path, segment_bytes=1 << 26)
+many = trades(1_000_000)
+thread = threading.Thread(target=lambda: writer.append_many(many, type_id=Trade))
+def is_busy():
+    try:
+        return not writer.next_seq
+    except chronicle.Busy:
+        return True
+thread.start()
+while not is_busy():
+    assert thread.is_alive(), "never seen at it"
+    time.sleep(0)
+def body():
+    for use in (lambda: writer.append(1, b"x"), lambda: writer.next_seq):
+        try:
+            use()
+        except chronicle.Forked as error:
+            say(error.category)
+    writer.close()
+in_child(body)
+thread.join()
+say(writer.next_seq)
+writer.close()
+""",
+        path,
+    )
+    assert lines == ["error", "error", "exit 0", "1000001"]
+
+
 def test_a_forked_child_does_not_hold_its_parents_locks(path: Path):
     with Child(
         FORK

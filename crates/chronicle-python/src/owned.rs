@@ -5,7 +5,9 @@
 //!   sees what the one before did. Where threads take turns under the interpreter lock a load and a
 //!   store will do (nobody can come between them); in a free-threaded build it is an exchange.
 
-use crate::errors::raise;
+use crate::errors::{raise, to_py};
+use chronicle_core::ErrorKind;
+use chronicle_core::os::process;
 use chronicle_core::sync::{AtomicU32, Ordering};
 use pyo3::prelude::*;
 use std::borrow::Cow;
@@ -33,6 +35,8 @@ pub struct Owned<T> {
     busy: AtomicU32,
     state: UnsafeCell<State<T>>,
     what: &'static str,
+    /// A child that was forked while another thread was inside finds it busy for ever.
+    fork_generation: u64,
 }
 
 // SAFETY: the state is only touched between B1's exchange and store, by one thread at a time.
@@ -78,7 +82,18 @@ impl<T> Drop for Entered<'_, T> {
 
 impl<T> Owned<T> {
     pub fn new(what: &'static str, value: T) -> Self {
-        Self { busy: AtomicU32::new(0), state: UnsafeCell::new(State::Present(value)), what }
+        process::watch_forks();
+        Self {
+            busy: AtomicU32::new(0),
+            state: UnsafeCell::new(State::Present(value)),
+            what,
+            fork_generation: process::fork_generation(),
+        }
+    }
+
+    /// Whether it is the parent's, and this process a forked child.
+    fn is_inherited(&self) -> bool {
+        self.fork_generation != process::fork_generation()
     }
 
     #[inline(always)]
@@ -89,7 +104,8 @@ impl<T> Owned<T> {
     /// Runs `f` on the value, alone.
     ///
     /// # Errors
-    /// `Busy` if another thread is using it, `Moved` or `Closed` if it is not here.
+    /// `Busy` if another thread is using it, `Forked` if one was when this child was forked, `Moved`
+    /// or `Closed` if it is not here.
     #[inline(always)]
     pub fn with<R>(&self, py: Python<'_>, f: impl FnOnce(&mut T) -> PyResult<R>) -> PyResult<R> {
         let mut entered = self.enter(py)?;
@@ -142,12 +158,16 @@ impl<T> Owned<T> {
     }
 
     /// Drops the value, without the interpreter lock: that may unmap or wait. Closing twice is
-    /// fine; what was moved stays with its new owner.
+    /// fine; what was moved stays with its new owner, and what a thread of the parent was using when
+    /// this child was forked is left alone.
     pub fn close(&self, py: Python<'_>) -> PyResult<()>
     where
         T: Send,
     {
-        let mut entered = self.enter(py)?;
+        let mut entered = match self.enter(py) {
+            Err(_) if self.is_inherited() => return Ok(()),
+            entered => entered?,
+        };
         let state = entered.state();
         if matches!(state, State::Present(_)) {
             let old = std::mem::replace(state, State::Closed);
@@ -167,6 +187,9 @@ impl<T> Owned<T> {
 
     #[cold]
     fn busy_error(&self) -> PyErr {
+        if self.is_inherited() {
+            return to_py(ErrorKind::Forked.into());
+        }
         let text = format!(
             "this {} is in use by another thread; use it from one thread at a time, or open one for each",
             self.what

@@ -192,7 +192,7 @@ impl PacketRing {
             Ok(control.state().as_str())
         }) {
             Ok(state) => state,
-            Err(_) if !self.is_inherited() && self.is_closed() => "closed",
+            Err(_) if !self.is_inherited() && py.detach(|| self.is_closed()) => "closed",
             Err(error) => return Err(error),
         };
         let out = PyDict::new(py);
@@ -207,7 +207,7 @@ impl PacketRing {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.close(py)?;
         // A forked child has nothing to close.
-        if self.inner.owner(py)?.is_none() && !self.is_inherited() {
+        if !self.is_inherited() && self.inner.owner(py)?.is_none() {
             py.detach(|| {
                 if let Some(mut control) = self.lock().take() {
                     // The last ones, as far as they can be had.

@@ -153,7 +153,10 @@ pub fn lock_stack(len_bytes: usize) -> io::Result<()> {
 /// From `len_bytes` below an address to the end of the stack. Nothing of it if the address is of
 /// another one: sanitizers keep variables elsewhere.
 fn used_and_below(here: usize, len_bytes: usize, (low, high): (usize, usize)) -> (usize, usize) {
-    let start = here.saturating_sub(len_bytes).clamp(low, high);
+    if !(low..=high).contains(&here) {
+        return (high, 0);
+    }
+    let start = here.saturating_sub(len_bytes).max(low);
     (start, high - start)
 }
 
@@ -332,7 +335,9 @@ mod tests {
         assert_eq!(used_and_below(0x1F_000, 0x1000, bounds), (0x1E_000, 0x2000));
         assert_eq!(used_and_below(0x10_800, 0x1000, bounds), (0x10_000, 0x10_000));
         assert_eq!(used_and_below(0x900_000, 0x1000, bounds), (0x20_000, 0));
-        assert_eq!(used_and_below(0, usize::MAX, bounds), (0x10_000, 0x10_000));
+        assert_eq!(used_and_below(0x20_800, 0x1000, bounds), (0x20_000, 0));
+        assert_eq!(used_and_below(0, usize::MAX, bounds), (0x20_000, 0));
+        assert_eq!(used_and_below(0x1F_000, usize::MAX, bounds), (0x10_000, 0x10_000));
     }
 
     #[test]

@@ -264,6 +264,7 @@ mod bpf {
     const MAP_CREATE: libc::c_int = 0;
     const MAP_UPDATE: libc::c_int = 2;
     const PROGRAM_LOAD: libc::c_int = 5;
+    const LOADS_MAX: usize = 5;
     const LINK_CREATE: libc::c_int = 28;
     const MAP_OF_XDP_SOCKETS: u32 = 17;
     const PROGRAM_XDP: u32 = 6;
@@ -362,7 +363,16 @@ mod bpf {
             log_bytes: 0,
             log: 0,
         };
-        descriptor(PROGRAM_LOAD, &load)
+        // The verifier stops with EAGAIN when a signal is pending; tried again as libbpf does.
+        let mut loaded = descriptor(PROGRAM_LOAD, &load);
+        for _ in 1..LOADS_MAX {
+            match &loaded {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+                _ => break,
+            }
+            loaded = descriptor(PROGRAM_LOAD, &load);
+        }
+        loaded
     }
 
     /// The link keeps the program.

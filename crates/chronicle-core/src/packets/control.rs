@@ -126,7 +126,8 @@ impl Xdp {
         Ok(None)
     }
 
-    /// Closes the socket; what it has dropped is counted. The reader still has its memory.
+    /// Closes the socket; what it has dropped is counted. The kernel keeps a socket, and what it is
+    /// bound to, as long as the reader maps its memory.
     fn close(&mut self, counters: &Counters) -> std::io::Result<()> {
         let drops = self.new_drops();
         self.socket = None;
@@ -135,24 +136,26 @@ impl Xdp {
         Ok(())
     }
 
-    /// Opens a new socket, and leaves its memory to the reader of the ring.
+    /// Opens a new socket in the place of the old one, and leaves its memory to the reader of the
+    /// ring. An old one that is still bound is of another interface; if there can be no new one it
+    /// stays: closed, it would hold its interface as long as the reader has nothing else to map.
     fn renew(
         &mut self,
         beside: &PacketSocket,
         index: u32,
         counters: &Counters,
     ) -> std::result::Result<(), xdp::StepError> {
-        self.close(counters).map_err(|error| ("ask for the drops of", error))?;
+        let (socket, memory) =
+            Self::open_socket(beside, index, &self.program, self.shape, self.native_only)?;
+        let closed = self.close(counters);
+        self.socket = Some(socket);
         // What the reader has not come to while two interfaces have gone is lost.
         if let Some(skipped) = self.exchange.new.take::<Strong>() {
             counters.drops().add(skipped.untaken());
         }
-        let (socket, memory) =
-            Self::open_socket(beside, index, &self.program, self.shape, self.native_only)?;
-        self.socket = Some(socket);
         let put = self.exchange.new.put::<Strong>(memory);
         debug_assert!(put.is_ok(), "only this side fills it");
-        Ok(())
+        closed.map_err(|error| ("ask for the drops of", error))
     }
 
     fn new_drops(&mut self) -> std::io::Result<u64> {
@@ -280,8 +283,9 @@ impl Control {
         let Some(found) = found else {
             self.state = State::Absent;
             if let Some(xdp) = &mut self.xdp {
-                // It is of an interface that is gone, even if one with the same index comes.
-                xdp.close(&self.counters).map_err(refused("ask for the drops of"))?;
+                // Closed if the interface is gone, even if one with the same index comes; not if it
+                // has another name now.
+                xdp.bound(&self.counters).map_err(refused("ask for the binding to"))?;
             }
             return Ok(self.state);
         };

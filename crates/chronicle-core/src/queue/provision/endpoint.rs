@@ -6,6 +6,10 @@
 //! - B2: `waiting` Release store in `must_wait` -> Acquire load in `is_waited_for`. A worker that sees
 //!   a hot reader wait sees the queue at least as that reader saw it: with the segment behind the
 //!   marker, unless retention has deleted it since.
+//! - B3: `closed` Release store in `close` -> Acquire load in `is_closed`. A worker that sees the
+//!   owner gone sees what it has left in the slots.
+//! - B4: `wanted` Release store in `want` -> Acquire loads in `serve`. What the hot side did to the
+//!   segments before came before; nothing is read through the number itself.
 
 use crate::error::Result;
 use crate::os::futex;
@@ -269,6 +273,7 @@ impl Endpoint {
     /// Says which segment comes next.
     #[inline]
     pub fn want(&self, index: u64) {
+        // B4.
         self.wanted.store(index, Ordering::Release);
     }
 
@@ -288,10 +293,12 @@ impl Endpoint {
 
     /// The owner is gone.
     pub fn close(&self) {
+        // B3.
         self.closed.store(1, Ordering::Release);
     }
 
     pub(super) fn is_closed(&self) -> bool {
+        // B3.
         self.closed.load(Ordering::Acquire) != 0
     }
 
@@ -327,8 +334,7 @@ impl Endpoint {
     /// The worker's part: empty the retired slots, fill the ready one.
     pub(super) fn serve(self: &Arc<Self>, done: &mut u64) -> Result<Served> {
         let worked = if self.empty_retired() { Served::Worked } else { Served::Nothing };
-        // Acquire: what the hot side did to the segments before came before; it is theirs, nothing
-        // is read through the number.
+        // B4.
         let wanted = self.wanted.load(Ordering::Acquire);
         // An owner that waits all the same has thrown the segment away, and come back to want it.
         if *done == wanted && (self.ready.is_full() || !self.is_waited_for()) {
@@ -351,6 +357,7 @@ impl Endpoint {
         } else {
             self.open_prefaulted(wanted)
         };
+        // B4.
         if self.wanted.load(Ordering::Acquire) != wanted {
             // The hot side was faster. An error says no more than that (a segment that has been
             // entered is no longer new).

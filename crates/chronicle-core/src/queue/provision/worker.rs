@@ -1,4 +1,8 @@
 //! The worker: one thread for any number of endpoints, and what it does for a queue besides.
+//!
+//! # Orderings
+//! - W1: `stop` Release store in [`Provisioner::stop`] -> Acquire load in `Shared::run`. What its
+//!   owner did before the end came before; clients go through a lock of their own.
 
 use super::endpoint::{Endpoint, Served};
 use crate::error::Result;
@@ -124,6 +128,7 @@ impl Provisioner {
             std::mem::forget(self.thread.take());
             return;
         }
+        // W1.
         self.shared.stop.store(1, Ordering::Release);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
@@ -151,6 +156,7 @@ impl Shared {
 
     fn run(&self) {
         let mut clients = Vec::new();
+        // W1.
         while self.stop.load(Ordering::Acquire) == 0 {
             clients.append(&mut *self.lock());
             clients.retain_mut(|client| !client.is_finished());
